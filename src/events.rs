@@ -1,0 +1,173 @@
+//! What happened to a request or to a token, said once: to the log, and to whoever watches live.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use tokio::sync::broadcast;
+
+use crate::names::{ProviderName, Subject};
+
+/// Takes events and hands them on. A clone feeds the same watchers.
+#[derive(Clone)]
+pub struct Events {
+    live: broadcast::Sender<Event>,
+}
+
+/// One thing that happened. Holds no secret and no query.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A request was answered.
+    Request(Request),
+    /// A token came, went, or failed to come.
+    Token(Token),
+}
+
+/// A request, when its answer's head went to the agent.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Its method.
+    pub method: Method,
+    /// The authority it was for.
+    pub authority: String,
+    /// Its path, without the query.
+    pub path: String,
+    /// The route that matched, by its place in `proxy.yaml`.
+    pub route: Option<String>,
+    /// The provider whose token it carried.
+    pub provider: Option<ProviderName>,
+    /// The status that the agent saw.
+    pub status: StatusCode,
+    /// The stable code of an answer of our own.
+    pub code: Option<&'static str>,
+    /// Whether it was sent a second time.
+    pub retried: bool,
+    /// Why a 401 was passed on without a second try.
+    pub passed: Option<&'static str>,
+    /// From its head's arrival to its answer's head.
+    pub took: Duration,
+    /// Of that, the time spent waiting for a token.
+    pub token: Duration,
+}
+
+/// Something that happened to one token.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Whose provider.
+    pub provider: ProviderName,
+    /// For whom.
+    pub subject: Subject,
+    /// What happened.
+    pub what: TokenChange,
+}
+
+/// What happened to a token.
+#[derive(Debug, Clone)]
+pub enum TokenChange {
+    /// The provider gave a new one.
+    Obtained {
+        /// Why it was asked for.
+        cause: &'static str,
+        /// How long it lives.
+        lifetime: Option<Duration>,
+        /// Its number in the row's history.
+        generation: u64,
+        /// How long the provider took.
+        took: Duration,
+    },
+    /// A newer one was found in the store: another process had renewed it.
+    Adopted {
+        /// Its number in the row's history.
+        generation: u64,
+    },
+    /// The provider, or the way to it, failed.
+    Failed {
+        /// Why it was asked for.
+        cause: &'static str,
+        /// The stable code of the failure.
+        code: &'static str,
+        /// What happened, without secrets.
+        error: String,
+        /// Whether an unexpired token goes on being used.
+        serving_old: bool,
+    },
+    /// The provider rejected it with a 401 before its time.
+    Rejected {
+        /// Its number in the row's history.
+        generation: u64,
+    },
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { live: broadcast::channel(256).0 }
+    }
+}
+
+impl Events {
+    /// Every event from now on. A slow watcher misses some, and never holds a request up.
+    pub fn watch(&self) -> broadcast::Receiver<Event> {
+        self.live.subscribe()
+    }
+
+    /// Logs a request and shows it to the watchers.
+    pub fn request(&self, event: Request) {
+        tracing::info!(
+            method = %event.method,
+            authority = %event.authority,
+            path = ?Escaped(&event.path),
+            route = event.route.as_deref(),
+            provider = event.provider.as_ref().map(ProviderName::as_str),
+            status = event.status.as_u16(),
+            code = event.code,
+            retried = event.retried,
+            passed = event.passed,
+            took_ms = milliseconds(event.took),
+            token_ms = milliseconds(event.token),
+            "request"
+        );
+        self.show(|| Event::Request(event));
+    }
+
+    /// Logs what happened to a token and shows it to the watchers.
+    pub fn token(&self, event: Token) {
+        let (provider, subject) = (&event.provider, &event.subject);
+        match &event.what {
+            TokenChange::Obtained { cause, lifetime, generation, took } => tracing::info!(
+                %provider, %subject, cause, generation,
+                lifetime_s = lifetime.map(|l| l.as_secs()),
+                took_ms = milliseconds(*took),
+                "token obtained"
+            ),
+            TokenChange::Adopted { generation } => {
+                tracing::info!(%provider, %subject, generation, "token adopted from the store")
+            }
+            TokenChange::Failed { cause, code, error, serving_old } => {
+                tracing::warn!(%provider, %subject, cause, code, error, serving_old, "no new token")
+            }
+            TokenChange::Rejected { generation } => {
+                tracing::info!(%provider, %subject, generation, "token rejected with 401")
+            }
+        }
+        self.show(|| Event::Token(event));
+    }
+
+    fn show(&self, event: impl FnOnce() -> Event) {
+        if self.live.receiver_count() > 0 {
+            // The only error is that nobody watches any more.
+            let _ = self.live.send(event());
+        }
+    }
+}
+
+/// Text from an agent or a provider, with control characters escaped, so that a log line stays one line.
+struct Escaped<'a>(&'a str);
+
+impl std::fmt::Debug for Escaped<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(&self.0.escape_debug(), f)
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
+}

@@ -1,0 +1,37 @@
+//! Sidebearer: a sidecar forward proxy that gives an agent's calls OAuth2 bearer tokens and keeps them fresh.
+//!
+//! The floors, highest first. A module imports only from floors below its own; `tests/it/floors.rs` checks it.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 1 | `main`: parse, run, print error and hint, exit code |
+//! | 2 | `cli` with a file per subcommand; `demo` |
+//! | 3 | `app`: settings to bound sockets to running; the order of start and stop |
+//! | 4 | `config`: YAML to domain types |
+//! | 5 | `proxy`: one request, from the agent's bytes to the upstream and back |
+//! | 6 | `tokens`: `bearer(key)`, `renew(key, rejected)` |
+//! | 7 | `ca`, `upstream`, `store` |
+//! | 8 | [`oauth`]: OAuth as plain data |
+//! | 9 | [`routes`]: host, path, method to route |
+//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`events`], [`telemetry`] |
+//!
+//! One request:
+//!
+//! ```text
+//! accept -> serve -> handle: target? -> routes.find
+//!   no route:  tunnel (connect first, then 200) | forward as it is | deny
+//!   route:     CONNECT: 200 -> upgrade -> ca.accept(host) -> serve inner requests -> forward
+//! forward:     headers::clean -> tokens.bearer? -> upstream.send -> 401? tokens.renew? -> upstream.send -> response
+//! any `?`:     Reject -> status + code + hint, logged once
+//! tokens.bearer: fresh -> done | own task: turn -> recheck -> store -> oauth::grant -> upstream -> oauth::wire -> store
+//! ```
+
+pub mod clock;
+pub mod drain;
+pub mod events;
+pub mod host;
+pub mod names;
+pub mod oauth;
+pub mod routes;
+pub mod secret;
+pub mod telemetry;
