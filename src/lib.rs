@@ -5,12 +5,12 @@
 //! | floor | modules |
 //! |---|---|
 //! | 1 | `main`: parse, run, print error and hint, exit code |
-//! | 2 | `cli` with a file per subcommand; `demo` |
-//! | 3 | `app`: settings to bound sockets to running; the order of start and stop |
-//! | 4 | `config`: YAML to domain types |
-//! | 5 | `proxy`: one request, from the agent's bytes to the upstream and back |
-//! | 6 | `tokens`: `bearer(key)`, `renew(key, rejected)` |
-//! | 7 | `ca`, `upstream`, `store` |
+//! | 2 | [`cli`] with a file per subcommand |
+//! | 3 | [`app`]: settings to bound sockets to running; the order of start and stop |
+//! | 4 | [`config`]: YAML to domain types |
+//! | 5 | [`proxy`]: one request, from the agent's bytes to the upstream and back |
+//! | 6 | [`tokens`]: `bearer(key)`, `renew(key, rejected)` |
+//! | 7 | [`ca`], [`upstream`], [`store`] |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
 //! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`events`], [`telemetry`] |

@@ -41,7 +41,7 @@ pub struct Provider {
 }
 
 /// Where a provider's token endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// The token endpoint itself.
     Token(Url),
