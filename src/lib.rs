@@ -34,4 +34,5 @@ pub mod names;
 pub mod oauth;
 pub mod routes;
 pub mod secret;
+pub mod store;
 pub mod telemetry;
