@@ -26,6 +26,7 @@
 //! tokens.bearer: fresh -> done | own task: turn -> recheck -> store -> oauth::grant -> upstream -> oauth::wire -> store
 //! ```
 
+pub mod ca;
 pub mod clock;
 pub mod drain;
 pub mod events;
