@@ -37,3 +37,4 @@ pub mod routes;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod upstream;

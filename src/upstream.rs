@@ -1,0 +1,267 @@
+//! The way out: verified connections to APIs, kept in a pool, and calls to token endpoints.
+
+mod calls;
+mod pool;
+mod roots;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use crate::host::{Authority, Host};
+use crate::routes::UpstreamHttp;
+
+pub use calls::{CallError, Calls, Reply};
+pub use pool::{Pooled, UpstreamBody};
+pub use roots::{Roots, RootsError};
+
+/// A request's body on its way out.
+pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where requests go. A clone shares the connections.
+#[derive(Clone)]
+pub struct Upstream {
+    dialer: Dialer,
+    pool: pool::Pool,
+}
+
+/// One server to speak to, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Its name and port.
+    pub authority: Authority,
+    /// Whether it is spoken to without TLS.
+    pub plaintext: bool,
+    /// The protocol.
+    pub http: UpstreamHttp,
+}
+
+/// Opens connections: name resolution, the `resolve:` map, TCP, TLS.
+#[derive(Clone)]
+pub struct Dialer {
+    inner: Arc<DialerInner>,
+}
+
+struct DialerInner {
+    resolve: HashMap<Authority, SocketAddr>,
+    own: OnceLock<Vec<SocketAddr>>,
+    any: Arc<ClientConfig>,
+    h1: Arc<ClientConfig>,
+}
+
+impl Dialer {
+    /// Opens connections that are verified against `roots`; `resolve` names addresses that DNS is not asked for.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up, which means a broken build.
+    pub fn new(roots: &Roots, resolve: HashMap<Authority, SocketAddr>) -> Result<Self, RootsError> {
+        let any = roots.client_config(&[b"h2", b"http/1.1"])?;
+        let h1 = roots.client_config(&[b"http/1.1"])?;
+        let inner = DialerInner { resolve, own: OnceLock::new(), any: Arc::new(any), h1: Arc::new(h1) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Names our own listeners, to which no request is ever sent (SEMANTICS H4). Only the first call counts.
+    pub fn refuse(&self, own: Vec<SocketAddr>) {
+        let _ = self.inner.own.set(own);
+    }
+
+    /// Opens a TCP connection.
+    ///
+    /// # Errors
+    /// No address, no connection within 10 s, or our own listener at the other end.
+    pub async fn tcp(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+        let stream = match self.inner.resolve.get(to) {
+            Some(address) => within(CONNECT_TIMEOUT, TcpStream::connect(address)).await?,
+            None => self.resolved(to).await?,
+        };
+        let peer = stream.peer_addr().map_err(|error| UpstreamError::connect(&error))?;
+        if self.inner.own.get().is_some_and(|own| own.contains(&peer)) {
+            return Err(UpstreamError::Loop);
+        }
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    async fn resolved(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_keepalive(Some(Duration::from_secs(60)));
+        let uri = format!("http://{to}").parse().map_err(|_| UpstreamError::Resolve)?;
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT * 2, connector.call(uri));
+        let stream = stream.await.map_err(|_| UpstreamError::ConnectTimeout)?;
+        stream.map(TokioIo::into_inner).map_err(|error| UpstreamError::from_connector(&error))
+    }
+
+    /// Opens a TLS connection, verified for the authority's own name.
+    ///
+    /// # Errors
+    /// As [`Dialer::tcp`], or the other side could not prove that it is that name.
+    pub async fn tls(
+        &self,
+        to: &Authority,
+        http: UpstreamHttp,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, UpstreamError> {
+        let tcp = self.tcp(to).await?;
+        let config = match http {
+            UpstreamHttp::Auto => &self.inner.any,
+            UpstreamHttp::H1 => &self.inner.h1,
+        };
+        let name = match &to.host {
+            Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).map_err(|_| UpstreamError::Resolve)?,
+            Host::Ip(ip) => ServerName::from(*ip),
+        };
+        let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
+        let stream = tokio::time::timeout(TLS_TIMEOUT, handshake).await.map_err(|_| UpstreamError::TlsTimeout)?;
+        stream.map_err(|error| UpstreamError::tls(&error))
+    }
+}
+
+impl Upstream {
+    /// An empty pool over this dialer. Must be called within a tokio runtime.
+    pub fn new(dialer: Dialer) -> Self {
+        Self { pool: pool::Pool::new(dialer.clone()), dialer }
+    }
+
+    /// For tunnels, which need a connection of their own.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// Sends a request and gives the answer's head; its body streams.
+    ///
+    /// The request's URI must be in origin form; `Host` and `:authority` are set here, from the origin.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`]; [`UpstreamError::unprocessed`] tells whether the server certainly did nothing.
+    pub async fn send(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
+        self.pool.send(origin, request).await
+    }
+
+    /// Sends a request that asks for another protocol, on an HTTP/1.1 connection of its own.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`].
+    pub async fn send_upgrade(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
+        self.pool.send_alone(origin, request).await
+    }
+}
+
+/// Why an upstream gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// The name has no address.
+    #[error("the host name does not resolve")]
+    Resolve,
+    /// Nobody listens, or the network refuses.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// Nobody answered in 10 s.
+    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
+    ConnectTimeout,
+    /// The handshake took more than 10 s.
+    #[error("no TLS handshake within {} s", TLS_TIMEOUT.as_secs())]
+    TlsTimeout,
+    /// Its certificate does not prove its name.
+    #[error("the upstream's certificate is not valid for it: {0}")]
+    Certificate(String),
+    /// The handshake failed otherwise.
+    #[error("TLS failed: {0}")]
+    Tls(String),
+    /// The connection led to ourselves.
+    #[error("the connection leads back to this proxy")]
+    Loop,
+    /// The server refused the stream before it looked at it (RFC 9113 section 8.7).
+    #[error("the upstream refused the request unread")]
+    Unprocessed,
+    /// The agent's body broke off.
+    #[error("the request's body broke off")]
+    RequestBody,
+    /// The connection closed, or what came is not HTTP.
+    #[error("the upstream's answer is broken: {0}")]
+    Protocol(String),
+}
+
+impl UpstreamError {
+    /// Whether the server certainly did not act on the request, so that sending it again is safe (SEMANTICS C6).
+    pub fn unprocessed(&self) -> bool {
+        matches!(self, UpstreamError::Unprocessed)
+    }
+
+    /// The error's name in `Proxy-Status` (RFC 9209 section 2.3).
+    pub fn proxy_status(&self) -> &'static str {
+        match self {
+            UpstreamError::Resolve => "dns_error",
+            UpstreamError::Connect(_) => "connection_refused",
+            UpstreamError::ConnectTimeout | UpstreamError::TlsTimeout => "connection_timeout",
+            UpstreamError::Certificate(_) => "tls_certificate_error",
+            UpstreamError::Tls(_) => "tls_protocol_error",
+            UpstreamError::Loop => "proxy_loop_detected",
+            UpstreamError::Unprocessed => "connection_terminated",
+            UpstreamError::RequestBody => "http_request_error",
+            UpstreamError::Protocol(_) => "http_protocol_error",
+        }
+    }
+
+    fn connect(error: &std::io::Error) -> Self {
+        UpstreamError::Connect(error.kind().to_string())
+    }
+
+    fn from_connector(error: &(dyn std::error::Error + 'static)) -> Self {
+        if error.to_string().contains("dns") {
+            return UpstreamError::Resolve;
+        }
+        match root_io(error) {
+            Some(io) if io.kind() == std::io::ErrorKind::TimedOut => UpstreamError::ConnectTimeout,
+            Some(io) => UpstreamError::connect(io),
+            None => UpstreamError::Connect(error.to_string()),
+        }
+    }
+
+    fn tls(error: &std::io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(reason)) => UpstreamError::Certificate(reason.to_string()),
+            Some(other) => UpstreamError::Tls(other.to_string()),
+            None => UpstreamError::Tls(error.kind().to_string()),
+        }
+    }
+
+    fn from_hyper(error: &hyper::Error) -> Self {
+        use std::error::Error as _;
+        let refused = |h2: &h2::Error| {
+            h2.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR))
+        };
+        if error.source().and_then(|source| source.downcast_ref()).is_some_and(refused) {
+            return UpstreamError::Unprocessed;
+        }
+        if error.is_user() {
+            return UpstreamError::RequestBody;
+        }
+        UpstreamError::Protocol(error.to_string())
+    }
+}
+
+async fn within<T>(limit: Duration, connect: impl Future<Output = std::io::Result<T>>) -> Result<T, UpstreamError> {
+    let done = tokio::time::timeout(limit, connect).await.map_err(|_| UpstreamError::ConnectTimeout)?;
+    done.map_err(|error| UpstreamError::connect(&error))
+}
+
+fn root_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+}

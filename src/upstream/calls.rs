@@ -1,0 +1,164 @@
+//! Calls to authorization servers: one deadline, no redirects, no ambient proxy, at most 64 KiB of answer.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use reqwest::Client;
+use url::Url;
+
+use super::{Roots, RootsError};
+use crate::host::Authority;
+use crate::secret::Secret;
+
+/// For the whole call, name resolution to last byte.
+const DEADLINE: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The client for token endpoints and discovery.
+#[derive(Clone)]
+pub struct Calls {
+    client: Client,
+    /// A client for each authority that `resolve:` sends elsewhere.
+    resolved: HashMap<Authority, Client>,
+}
+
+/// An authorization server's answer.
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its header fields.
+    pub headers: HeaderMap,
+    /// Its body, whole.
+    pub body: Vec<u8>,
+}
+
+impl Calls {
+    /// A client that trusts `roots` and follows `resolve`.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up, which means a broken build.
+    pub fn new(roots: &Roots, resolve: &HashMap<Authority, SocketAddr>) -> Result<Self, RootsError> {
+        let client = build(roots, None)?;
+        let resolved = resolve
+            .iter()
+            .map(|(authority, address)| Ok((authority.clone(), build(roots, Some((authority, *address)))?)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { client, resolved })
+    }
+
+    /// Posts a form (RFC 6749 section 4.4.2).
+    ///
+    /// # Errors
+    /// No answer, or more than `limit` bytes of it.
+    pub async fn post(
+        &self,
+        url: &Url,
+        authorization: Option<&Secret>,
+        form: &Secret,
+        limit: usize,
+    ) -> Result<Reply, CallError> {
+        let (client, url, host) = self.client_for(url);
+        let mut request = client
+            .post(url)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(ACCEPT, "application/json")
+            .body(form.expose().to_owned());
+        if let Some(host) = host {
+            request = request.header(HOST, host);
+        }
+        if let Some(authorization) = authorization {
+            let mut value = HeaderValue::from_str(authorization.expose()).map_err(|_| CallError::Request)?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        read(request, limit).await
+    }
+
+    /// Gets a document.
+    ///
+    /// # Errors
+    /// No answer, or more than `limit` bytes of it.
+    pub async fn get(&self, url: &Url, limit: usize) -> Result<Reply, CallError> {
+        let (client, url, host) = self.client_for(url);
+        let mut request = client.get(url).header(ACCEPT, "application/json");
+        if let Some(host) = host {
+            request = request.header(HOST, host);
+        }
+        read(request, limit).await
+    }
+
+    /// The client, and the URL and `Host` for it. A port written in a URL overrules the one of a resolved address in
+    /// reqwest, so it is taken out of the URL and named in `Host` instead.
+    fn client_for(&self, url: &Url) -> (&Client, Url, Option<String>) {
+        let resolved = authority_of(url).and_then(|authority| self.resolved.get(&authority));
+        let Some(client) = resolved else { return (&self.client, url.clone(), None) };
+        let host = url.port().and_then(|port| url.host_str().map(|host| format!("{host}:{port}")));
+        let mut url = url.clone();
+        let _ = url.set_port(None);
+        (client, url, host)
+    }
+}
+
+/// Why a call brought no answer. Tells the kind only: the library's own text can hold the URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The request could not be built.
+    #[error("the request cannot be written as HTTP")]
+    Request,
+    /// No connection, or not the right certificate.
+    #[error("cannot connect to the authorization server")]
+    Connect,
+    /// More than 20 s.
+    #[error("the authorization server took longer than {} s", DEADLINE.as_secs())]
+    Timeout,
+    /// The connection broke.
+    #[error("the authorization server's answer broke off")]
+    Broken,
+    /// More than the limit.
+    #[error("the authorization server's answer is too long")]
+    TooLong,
+}
+
+fn build(roots: &Roots, resolve: Option<(&Authority, SocketAddr)>) -> Result<Client, RootsError> {
+    let mut client = Client::builder()
+        .tls_backend_preconfigured(roots.client_config(&[b"h2", b"http/1.1"])?)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(DEADLINE)
+        .pool_idle_timeout(Duration::from_secs(4))
+        .user_agent(concat!("sidebearer/", env!("CARGO_PKG_VERSION")));
+    if let Some((authority, address)) = resolve {
+        client = client.resolve(&authority.host.to_string(), address);
+    }
+    client.build().map_err(RootsError::Client)
+}
+
+async fn read(request: reqwest::RequestBuilder, limit: usize) -> Result<Reply, CallError> {
+    let mut response = request.send().await.map_err(|error| kind(&error))?;
+    let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| kind(&error))? {
+        if body.len() + chunk.len() > limit {
+            return Err(CallError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Reply { status, headers, body })
+}
+
+fn kind(error: &reqwest::Error) -> CallError {
+    match error {
+        error if error.is_timeout() => CallError::Timeout,
+        error if error.is_connect() => CallError::Connect,
+        error if error.is_builder() => CallError::Request,
+        _ => CallError::Broken,
+    }
+}
+
+fn authority_of(url: &Url) -> Option<Authority> {
+    Some(Authority::new(url.host_str()?.parse().ok()?, url.port_or_known_default()?))
+}

@@ -1,0 +1,429 @@
+//! Keeps connections to upstreams, and sends each request on one that can take it now.
+//!
+//! hyper-util's legacy pool opens a connection for every cold request, queues behind one HTTP/2 connection's stream
+//! limit, and does not give back a request that was never written. All three matter to an agent, so this is our own.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{Dialer, Origin, RequestBody, UpstreamError};
+use crate::routes::UpstreamHttp;
+
+/// Idle HTTP/1 connections are not used after this: below the 5 s after which Node's servers close them.
+const IDLE_H1: Duration = Duration::from_secs(4);
+const IDLE_H2: Duration = Duration::from_secs(60);
+const REAP_EVERY: Duration = Duration::from_secs(5);
+/// Beyond this, requests wait for a stream of the existing connections.
+const H2_CONNECTIONS: usize = 8;
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW: u32 = 8 << 20;
+const MAX_HEADERS: usize = 256;
+const MAX_HEADER_LIST: u32 = 256 << 10;
+
+/// An answer whose connection goes back to the pool when its body has been read.
+pub type Pooled = Response<UpstreamBody>;
+
+type H1 = http1::SendRequest<RequestBody>;
+type H2 = http2::SendRequest<RequestBody>;
+
+/// All connections, by origin.
+#[derive(Clone)]
+pub(super) struct Pool {
+    dialer: Dialer,
+    origins: Arc<DashMap<Origin, Arc<Connections>>>,
+}
+
+/// The connections to one origin.
+#[derive(Default)]
+struct Connections {
+    state: Mutex<State>,
+    /// Held while a connection is opened whose protocol is not known, or is HTTP/2: the others wait and share it.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The origin is known to speak HTTP/1.1, so every request beyond the idle ones needs a connection of its own.
+    speaks_h1: bool,
+    h1: Vec<IdleH1>,
+    h2: Vec<SharedH2>,
+    /// How many times opening failed, and how it did last.
+    failures: (u64, Option<UpstreamError>),
+}
+
+struct IdleH1 {
+    sender: H1,
+    since: Instant,
+}
+
+struct SharedH2 {
+    sender: H2,
+    streams: Streams,
+    used: Instant,
+}
+
+/// The streams of one HTTP/2 connection. A clone counts the same ones.
+#[derive(Clone)]
+struct Streams {
+    open: Arc<AtomicUsize>,
+    /// As many as the server allows now (RFC 9113 section 6.5.2).
+    allowed: Arc<AtomicUsize>,
+}
+
+/// A connection that can take a request.
+enum Ready {
+    H1 { sender: H1, reused: bool },
+    H2 { sender: H2, stream: Stream },
+}
+
+/// One stream of an HTTP/2 connection, counted while it lives.
+struct Stream(Streams);
+
+impl Pool {
+    pub(super) fn new(dialer: Dialer) -> Self {
+        let pool = Self { dialer, origins: Arc::default() };
+        tokio::spawn(reap(Arc::downgrade(&pool.origins)));
+        pool
+    }
+
+    pub(super) async fn send(
+        &self,
+        origin: &Origin,
+        mut request: Request<RequestBody>,
+    ) -> Result<Pooled, UpstreamError> {
+        let connections = self.connections(origin);
+        loop {
+            let sent = match self.ready(origin, &connections).await? {
+                Ready::H1 { sender, reused } => send_h1(origin, &connections, sender, request, reused).await,
+                Ready::H2 { sender, stream } => send_h2(origin, sender, stream, request).await,
+            };
+            match sent {
+                Ok(response) => return Ok(response),
+                // The connection closed before a byte was written: as if it had not been there.
+                Err(Unsent::Whole(unsent)) => request = *unsent,
+                Err(Unsent::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    pub(super) async fn send_alone(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> Result<Pooled, UpstreamError> {
+        let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
+        let Ready::H1 { sender, .. } = self.open(&origin).await? else {
+            return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));
+        };
+        match send_h1(&origin, &Arc::default(), sender, request, false).await {
+            Ok(response) => Ok(response),
+            Err(Unsent::Failed(error)) => Err(error),
+            Err(Unsent::Whole(_)) => Err(UpstreamError::Protocol("the connection closed at once".into())),
+        }
+    }
+
+    fn connections(&self, origin: &Origin) -> Arc<Connections> {
+        if let Some(known) = self.origins.get(origin) {
+            return known.clone();
+        }
+        self.origins.entry(origin.clone()).or_default().clone()
+    }
+
+    /// A connection from the pool, or a new one.
+    async fn ready(&self, origin: &Origin, connections: &Connections) -> Result<Ready, UpstreamError> {
+        let (failures, speaks_h1) = {
+            let mut state = connections.lock();
+            if let Some(ready) = state.take() {
+                return Ok(ready);
+            }
+            (state.failures.0, state.speaks_h1)
+        };
+        if speaks_h1 {
+            return self.open(origin).await;
+        }
+        let _opening = connections.opening.lock().await;
+        {
+            let mut state = connections.lock();
+            if let Some(ready) = state.take() {
+                return Ok(ready);
+            }
+            // The attempt that we waited for failed: another one each would only queue the same failure.
+            if let (now, Some(error)) = &state.failures
+                && *now != failures
+            {
+                return Err(error.clone());
+            }
+        }
+        let opened = self.open(origin).await;
+        let mut state = connections.lock();
+        match &opened {
+            Ok(Ready::H1 { .. }) => state.speaks_h1 = true,
+            Ok(Ready::H2 { sender, stream }) => {
+                state.h2.push(SharedH2 { sender: sender.clone(), streams: stream.0.clone(), used: Instant::now() });
+            }
+            Err(error) => state.failures = (state.failures.0 + 1, Some(error.clone())),
+        }
+        opened
+    }
+
+    async fn open(&self, origin: &Origin) -> Result<Ready, UpstreamError> {
+        if origin.plaintext {
+            return handshake_h1(self.dialer.tcp(&origin.authority).await?).await;
+        }
+        let tls = self.dialer.tls(&origin.authority, origin.http).await?;
+        match tls.get_ref().1.alpn_protocol() {
+            Some(b"h2") => handshake_h2(tls).await,
+            _ => handshake_h1(tls).await,
+        }
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn give_back(&self, sender: H1) {
+        if !sender.is_closed() {
+            self.lock().h1.push(IdleH1 { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl State {
+    /// The connection that idles shortest, or an HTTP/2 connection with a free stream.
+    fn take(&mut self) -> Option<Ready> {
+        self.drop_stale(Instant::now());
+        if let Some(place) = self.h1.iter().rposition(|idle| idle.sender.is_ready()) {
+            return Some(Ready::H1 { sender: self.h1.remove(place).sender, reused: true });
+        }
+        let free = |shared: &SharedH2| shared.streams.open() < shared.streams.allowed.load(Ordering::Relaxed);
+        let full = self.h2.len() >= H2_CONNECTIONS;
+        let place = self.h2.iter().position(free).or(if full { least_loaded(&self.h2) } else { None })?;
+        let shared = &mut self.h2[place];
+        shared.used = Instant::now();
+        Some(Ready::H2 { sender: shared.sender.clone(), stream: shared.streams.start() })
+    }
+
+    fn drop_stale(&mut self, now: Instant) {
+        self.h1.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE_H1);
+        self.h2.retain(|shared| {
+            let idle = shared.streams.open() == 0 && now.duration_since(shared.used) >= IDLE_H2;
+            !shared.sender.is_closed() && !idle
+        });
+    }
+}
+
+impl Streams {
+    fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn start(&self) -> Stream {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Stream(self.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a request was not answered.
+enum Unsent {
+    /// Not a byte of it was written.
+    Whole(Box<Request<RequestBody>>),
+    /// It may have been seen.
+    Failed(UpstreamError),
+}
+
+async fn send_h1(
+    origin: &Origin,
+    connections: &Arc<Connections>,
+    mut sender: H1,
+    mut request: Request<RequestBody>,
+    reused: bool,
+) -> Result<Pooled, Unsent> {
+    let default_port = if origin.plaintext { 80 } else { 443 };
+    let host = HeaderValue::try_from(origin.authority.without_default(default_port));
+    request.headers_mut().insert(HOST, host.map_err(|_| Unsent::Failed(UpstreamError::Resolve))?);
+    *request.version_mut() = Version::HTTP_11;
+    let mut response = match sender.try_send_request(request).await {
+        Ok(response) => response,
+        Err(mut error) => {
+            return Err(match error.take_message() {
+                Some(unsent) if reused => Unsent::Whole(Box::new(unsent)),
+                _ => Unsent::Failed(UpstreamError::from_hyper(error.error())),
+            });
+        }
+    };
+    let reusable = normalise(&mut response);
+    let back = reusable.then(|| Back { connections: connections.clone(), sender });
+    Ok(response.map(|body| UpstreamBody::new(body, back, None)))
+}
+
+async fn send_h2(
+    origin: &Origin,
+    mut sender: H2,
+    stream: Stream,
+    mut request: Request<RequestBody>,
+) -> Result<Pooled, Unsent> {
+    request.headers_mut().remove(HOST);
+    *request.version_mut() = Version::HTTP_2;
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(http::uri::Scheme::HTTPS);
+    parts.authority = origin.authority.without_default(443).parse().ok();
+    *request.uri_mut() =
+        http::Uri::from_parts(parts).map_err(|_| Unsent::Failed(UpstreamError::Protocol("unusable URI".into())))?;
+    match sender.try_send_request(request).await {
+        Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, None, Some(stream)))),
+        Err(error) => Err(Unsent::Failed(UpstreamError::from_hyper(error.error()))),
+    }
+}
+
+/// Makes an odd but readable HTTP/1 answer plain, and tells whether its connection may be used again.
+///
+/// An answer with both lengths is delivered by its chunks and the connection closed (RFC 9112 section 6.3); HTTP/1.0
+/// must not reach hyper's server side, which would close the agent's connection.
+fn normalise(response: &mut Response<Incoming>) -> bool {
+    let old = response.version() == Version::HTTP_10;
+    *response.version_mut() = Version::HTTP_11;
+    let twice = response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH);
+    if twice {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    !old && !twice
+}
+
+async fn handshake_h1<IO>(io: IO) -> Result<Ready, UpstreamError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(io)).await;
+    let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    Ok(Ready::H1 { sender, reused: false })
+}
+
+async fn handshake_h2<IO>(io: IO) -> Result<Ready, UpstreamError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .keep_alive_interval(Duration::from_secs(20))
+        .handshake(TokioIo::new(io))
+        .await;
+    let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
+    let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+    let streams = Streams { open: Arc::default(), allowed: allowed.clone() };
+    let mut connection = connection;
+    tokio::spawn(async move {
+        let ended = poll_fn(|cx| {
+            let ended = Pin::new(&mut connection).poll(cx);
+            allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            ended
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    Ok(Ready::H2 { sender, stream: streams.start() })
+}
+
+fn least_loaded(shared: &[SharedH2]) -> Option<usize> {
+    (0..shared.len()).min_by_key(|place| shared[*place].streams.open())
+}
+
+/// Closes connections that idle too long, for as long as the pool lives.
+async fn reap(origins: Weak<DashMap<Origin, Arc<Connections>>>) {
+    loop {
+        tokio::time::sleep(REAP_EVERY).await;
+        let Some(origins) = origins.upgrade() else { return };
+        origins.retain(|_, connections| {
+            let mut state = connections.lock();
+            state.drop_stale(Instant::now());
+            let empty = state.h1.is_empty() && state.h2.is_empty();
+            drop(state);
+            !empty || Arc::strong_count(connections) > 1
+        });
+    }
+}
+
+/// An answer's body. Read to its end, its HTTP/1 connection is free again; dropped before, the connection closes.
+pub struct UpstreamBody {
+    body: Incoming,
+    back: Option<Back>,
+    _stream: Option<Stream>,
+}
+
+struct Back {
+    connections: Arc<Connections>,
+    sender: H1,
+}
+
+impl UpstreamBody {
+    fn new(body: Incoming, back: Option<Back>, stream: Option<Stream>) -> Self {
+        let mut body = Self { body, back, _stream: stream };
+        body.give_back_at_end();
+        body
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.body.is_end_stream()
+            && let Some(back) = self.back.take()
+        {
+            back.connections.give_back(back.sender);
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => {
+                if let Some(back) = self.back.take() {
+                    back.connections.give_back(back.sender);
+                }
+            }
+            Some(_) => self.give_back_at_end(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

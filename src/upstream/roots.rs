@@ -1,0 +1,97 @@
+//! Whom we trust upstream: the system's roots, a company's own, and embedded ones as the last resort. Never ourselves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// The roots, and where they came from.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Roots {
+    /// Loads the system's roots (`SSL_CERT_FILE` and `SSL_CERT_DIR` first, as everywhere), or embedded ones where it
+    /// has none, and adds those of `extra` files. A certificate with `own` in it is one of ours and is left out: with
+    /// an agent's variables inherited, the "system's" file is our own bundle.
+    ///
+    /// # Errors
+    /// An extra file that cannot be read or holds no certificate.
+    pub fn load(extra: &[PathBuf], own: &str) -> Result<Self, RootsError> {
+        let mut certificates = rustls_native_certs::load_native_certs().certs;
+        certificates.retain(|certificate| !contains(certificate, own.as_bytes()));
+        if certificates.is_empty() {
+            tracing::info!("the system has no trusted roots, using the embedded ones");
+            certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|c| c.clone().into_owned()).collect();
+        }
+        for path in extra {
+            certificates.extend(read(path)?);
+        }
+        Ok(Self { certificates })
+    }
+
+    /// All of them.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// Client TLS settings that trust these roots and offer these protocols.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up, which means a broken build.
+    pub fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, RootsError> {
+        let mut store = RootCertStore::empty();
+        // The system's list may hold certificates that rustls cannot use; one of them must not stop the start.
+        store.add_parsable_certificates(self.certificates.iter().cloned());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(RootsError::Tls)?
+            .with_root_certificates(store)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(config)
+    }
+}
+
+/// Why there are no roots.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// An extra file cannot be read as PEM.
+    #[error("cannot read certificates from {path}: {reason}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(rustls::Error),
+    /// The HTTP client for token endpoints cannot be set up.
+    #[error("the client for token endpoints cannot be set up: {0}")]
+    Client(reqwest::Error),
+}
+
+fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
+    let fail = |reason: String| RootsError::File { path: path.to_owned(), reason };
+    let pem = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| fail(format!("not PEM: {error:?}")))?;
+    if certificates.is_empty() {
+        return Err(fail("no certificate in it".into()));
+    }
+    let mut store = RootCertStore::empty();
+    for certificate in &certificates {
+        store.add(certificate.clone()).map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(certificates)
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && bytes.windows(part.len()).any(|window| window == part)
+}
