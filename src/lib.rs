@@ -37,4 +37,5 @@ pub mod routes;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod tokens;
 pub mod upstream;

@@ -1,0 +1,395 @@
+//! Fresh bearer tokens: a memory read while one is good, one shared call to the provider when none is.
+//!
+//! The rules are C1 to C20 of the design's semantics. Three of them shape this module: a renewal runs in a task of its
+//! own that no agent can cancel, everyone who needs it waits for that one task, and a rotated refresh token is durable
+//! before its access token is handed to anyone.
+
+mod refresh;
+mod schedule;
+mod slot;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use http::HeaderValue;
+use tokio::sync::{Semaphore, oneshot};
+use url::Url;
+
+use crate::clock::Clock;
+use crate::drain::Drain;
+use crate::events::{self, Events, TokenChange};
+use crate::names::{ProviderName, Subject, UserName};
+use crate::oauth::grant::TokenRequest;
+use crate::oauth::{Endpoint, Grant, Provider, Target};
+use crate::secret::Secret;
+use crate::store::Store;
+use crate::upstream::{CallError, Calls, Reply};
+use slot::{Slot, State};
+
+/// At most this many calls at once to one token endpoint.
+const CALLS_AT_ONCE: usize = 4;
+
+/// All tokens. A clone shares them.
+#[derive(Clone)]
+pub struct Tokens {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    providers: HashMap<ProviderName, Arc<Known>>,
+    slots: DashMap<Key, Arc<Slot>>,
+    store: Store,
+    servers: Arc<dyn Servers>,
+    clock: Clock,
+    events: Events,
+    drain: Drain,
+    schedule: schedule::Schedule,
+}
+
+/// A provider, and what is shared by all its tokens.
+struct Known {
+    provider: Arc<Provider>,
+    target: Arc<Target>,
+    turns: Arc<Semaphore>,
+    /// Where its token endpoint is, once discovered.
+    endpoint: tokio::sync::OnceCell<Url>,
+}
+
+/// Which token: for whom, from whom, good for what. Never a joined string (SEMANTICS C4).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The provider.
+    pub provider: ProviderName,
+    /// The client, or the user who granted access.
+    pub subject: Subject,
+    /// The scopes, audience and resources.
+    pub target: Arc<Target>,
+}
+
+/// A token ready for a request.
+#[derive(Debug, Clone)]
+pub struct Bearer {
+    /// `Bearer ...`, marked sensitive.
+    pub header: HeaderValue,
+    /// Its number in the history of its row.
+    pub generation: u64,
+    secret: Secret,
+    /// A 401 forced its renewal, and no answer to it has been seen yet.
+    unproven: bool,
+}
+
+/// Authorization servers, as something to call. [`Calls`] is the one that uses the network.
+pub trait Servers: Send + Sync + 'static {
+    /// Sends a token request.
+    fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>>;
+    /// Gets a metadata document.
+    fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>>;
+}
+
+impl Servers for Calls {
+    fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
+        async move {
+            let limit = crate::oauth::wire::BODY_LIMIT;
+            self.post(&request.url, request.authorization.as_ref(), &request.body, limit).await
+        }
+        .boxed()
+    }
+
+    fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>> {
+        async move { self.get(&url, crate::oauth::wire::BODY_LIMIT).await }.boxed()
+    }
+}
+
+/// What a [`Tokens`] works with.
+pub struct Parts {
+    /// Where grants are kept.
+    pub store: Store,
+    /// How authorization servers are reached.
+    pub servers: Arc<dyn Servers>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Who is told.
+    pub events: Events,
+    /// What waits for a renewal that is under way.
+    pub drain: Drain,
+}
+
+/// Why there is no token for a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Nobody has granted access yet.
+    #[error("`{subject}` has not connected `{provider}`")]
+    NotConnected {
+        /// The provider.
+        provider: ProviderName,
+        /// The user.
+        subject: Subject,
+    },
+    /// The provider no longer honours the grant (SEMANTICS C15).
+    #[error("`{provider}` no longer honours the grant of `{subject}`: {reason}")]
+    Reauthorize {
+        /// The provider.
+        provider: ProviderName,
+        /// The user.
+        subject: Subject,
+        /// `invalid_grant`, `lost_rotation`, ...
+        reason: String,
+    },
+    /// The provider refuses this client (SEMANTICS C15).
+    #[error("`{provider}` refuses the client: {error}")]
+    FixConfiguration {
+        /// The provider.
+        provider: ProviderName,
+        /// Its error code, or what is wrong.
+        error: String,
+    },
+    /// The provider, the network or the store fails for now (SEMANTICS C15, C17).
+    #[error("no token from `{provider}` now: {why}")]
+    Unavailable {
+        /// The provider.
+        provider: ProviderName,
+        /// What failed.
+        why: String,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
+}
+
+impl TokenError {
+    /// A stable name for logs and answers.
+    pub fn code(&self) -> &'static str {
+        match self {
+            TokenError::NotConnected { .. } => "not_connected",
+            TokenError::Reauthorize { .. } => "reauthorize",
+            TokenError::FixConfiguration { .. } => "fix_configuration",
+            TokenError::Unavailable { .. } => "token_unavailable",
+        }
+    }
+}
+
+/// Why a 401 brings no second try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoRenewal {
+    /// A 401 forced a renewal a short time ago (SEMANTICS C5).
+    CoolDown,
+    /// The provider gave the same token again.
+    SameToken,
+    /// There is no new token.
+    Failed(TokenError),
+}
+
+impl NoRenewal {
+    /// A stable name for logs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            NoRenewal::CoolDown => "cooldown",
+            NoRenewal::SameToken => "same_token",
+            NoRenewal::Failed(error) => error.code(),
+        }
+    }
+}
+
+/// Why a token is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// There is none, or it expired.
+    Needed,
+    /// It will expire soon.
+    Ahead,
+    /// The upstream answered 401 to this generation.
+    Rejected(u64),
+}
+
+impl Cause {
+    fn name(self) -> &'static str {
+        match self {
+            Cause::Needed => "needed",
+            Cause::Ahead => "ahead",
+            Cause::Rejected(_) => "rejected",
+        }
+    }
+}
+
+/// A renewal under way, which any number may await.
+type Flight = Shared<oneshot::Receiver<Result<Bearer, TokenError>>>;
+
+impl Tokens {
+    /// Tokens for these providers, none of them fetched yet. Must be called within a tokio runtime.
+    pub fn new(providers: &[Arc<Provider>], parts: Parts) -> Self {
+        let mut turns: HashMap<Endpoint, Arc<Semaphore>> = HashMap::new();
+        let known = |provider: &Arc<Provider>| {
+            let turns = turns.entry(provider.endpoint.clone());
+            let known = Known {
+                provider: provider.clone(),
+                target: Arc::new(provider.target.clone()),
+                turns: turns.or_insert_with(|| Arc::new(Semaphore::new(CALLS_AT_ONCE))).clone(),
+                endpoint: tokio::sync::OnceCell::new(),
+            };
+            (provider.name.clone(), Arc::new(known))
+        };
+        let providers = providers.iter().map(known).collect();
+        let Parts { store, servers, clock, events, drain } = parts;
+        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
+            providers,
+            slots: DashMap::new(),
+            store,
+            servers,
+            clock,
+            events,
+            schedule: schedule::start(inner.clone(), &drain),
+            drain,
+        });
+        Self { inner }
+    }
+
+    /// The token that a user's request to a provider needs; none when no such provider is configured.
+    pub fn key(&self, provider: &ProviderName, user: &UserName) -> Option<Key> {
+        let known = self.inner.providers.get(provider)?;
+        let subject = match known.provider.grant {
+            Grant::ClientCredentials => Subject::Client,
+            Grant::RefreshToken => Subject::User(user.clone()),
+        };
+        Some(Key { provider: provider.clone(), subject, target: known.target.clone() })
+    }
+
+    /// The provider behind a key.
+    pub fn provider(&self, key: &Key) -> Option<&Arc<Provider>> {
+        self.inner.providers.get(&key.provider).map(|known| &known.provider)
+    }
+
+    /// A token that has not expired: from memory, else from the store, else from the provider.
+    ///
+    /// # Errors
+    /// There is none, and [`TokenError`] says what would bring one.
+    pub async fn bearer(&self, key: &Key) -> Result<Bearer, TokenError> {
+        let flight = {
+            let slot = self.inner.slot(key);
+            let now = self.inner.clock.now();
+            let mut state = slot.lock();
+            if let Some(bearer) = state.usable(now) {
+                if state.due(now) {
+                    // Nobody waits for it: the token at hand is good.
+                    let _ = Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead);
+                }
+                return Ok(bearer);
+            }
+            if let Some(error) = state.resting(now) {
+                return Err(error);
+            }
+            Inner::fly(&self.inner, &slot, &mut state, Cause::Needed)
+        };
+        land(&key.provider, flight).await
+    }
+
+    /// A token other than the one that was just rejected with 401: a newer one if there is one, else a renewed one.
+    ///
+    /// # Errors
+    /// No second try makes sense, and [`NoRenewal`] says why.
+    pub async fn renew(&self, key: &Key, rejected: &Bearer) -> Result<Bearer, NoRenewal> {
+        let flight = match self.reject(key, rejected)? {
+            Ok(newer) => return Ok(newer),
+            Err(flight) => flight,
+        };
+        let renewed = land(&key.provider, flight).await.map_err(NoRenewal::Failed)?;
+        if renewed.secret == rejected.secret { Err(NoRenewal::SameToken) } else { Ok(renewed) }
+    }
+
+    /// As [`Tokens::renew`], without waiting: for a request that cannot be sent again.
+    pub fn renew_for_the_next(&self, key: &Key, rejected: &Bearer) {
+        // A flight goes on by itself; what it brings is in the slot for whoever comes next.
+        let _ = self.reject(key, rejected);
+    }
+
+    /// Says that an upstream took a token: a forced renewal has been worth it (SEMANTICS C5).
+    pub fn accepted(&self, key: &Key, bearer: &Bearer) {
+        if bearer.unproven {
+            self.inner.slot(key).lock().proven(bearer.generation);
+        }
+    }
+
+    fn reject(&self, key: &Key, rejected: &Bearer) -> Result<Result<Bearer, Flight>, NoRenewal> {
+        let slot = self.inner.slot(key);
+        let now = self.inner.clock.now();
+        let mut state = slot.lock();
+        if let Some(newer) = state.usable(now).filter(|bearer| bearer.generation != rejected.generation) {
+            return Ok(Ok(newer));
+        }
+        if let Some(flight) = state.flight() {
+            return Ok(Err(flight));
+        }
+        self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
+        if !state.may_force(now, rejected.generation) {
+            return Err(NoRenewal::CoolDown);
+        }
+        if let Some(error) = state.resting(now) {
+            return Err(NoRenewal::Failed(error));
+        }
+        state.forced(now);
+        Ok(Err(Inner::fly(&self.inner, &slot, &mut state, Cause::Rejected(rejected.generation))))
+    }
+}
+
+impl Inner {
+    fn slot(&self, key: &Key) -> Arc<Slot> {
+        if let Some(slot) = self.slots.get(key) {
+            return slot.clone();
+        }
+        self.slots.entry(key.clone()).or_insert_with(|| Arc::new(Slot::new(key.clone()))).clone()
+    }
+
+    /// Joins the renewal under way, or starts one.
+    fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
+        if let Some(flight) = state.flight() {
+            return flight;
+        }
+        let (landed, flight) = oneshot::channel();
+        let flight = flight.shared();
+        state.take_off(flight.clone());
+        let (inner, slot) = (inner.clone(), slot.clone());
+        // In a task of its own: an agent that hangs up must not cancel a renewal, since the provider may already
+        // have replaced the refresh token that we would then lose.
+        inner.clone().drain.spawn(async move {
+            let outcome = refresh::run(&inner, &slot, cause).await;
+            let _ = landed.send(inner.settle(&slot, cause, outcome));
+        });
+        flight
+    }
+
+    /// Keeps what a renewal brought, and plans the next one.
+    fn settle(
+        &self,
+        slot: &Slot,
+        cause: Cause,
+        outcome: Result<slot::Token, TokenError>,
+    ) -> Result<Bearer, TokenError> {
+        let now = self.clock.now();
+        let mut state = slot.lock();
+        let settled = state.settle(now, cause, outcome);
+        let (next, serving_old) = (state.next_renewal(now), state.has_usable(now));
+        drop(state);
+        if let Some(at) = next {
+            self.schedule.at(slot.key.clone(), at);
+        }
+        if let Err(error) = &settled {
+            let (code, error) = (error.code(), error.to_string());
+            self.tell(&slot.key, TokenChange::Failed { cause: cause.name(), code, error, serving_old });
+        }
+        settled
+    }
+
+    fn tell(&self, key: &Key, what: TokenChange) {
+        self.events.token(events::Token { provider: key.provider.clone(), subject: key.subject.clone(), what });
+    }
+}
+
+async fn land(provider: &ProviderName, flight: Flight) -> Result<Bearer, TokenError> {
+    flight.await.unwrap_or_else(|_| {
+        // Only when the task panicked.
+        let why = "the renewal broke off; this is a defect in Sidebearer".to_owned();
+        Err(TokenError::Unavailable { provider: provider.clone(), why, retry_after: Duration::from_secs(1) })
+    })
+}

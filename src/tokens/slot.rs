@@ -1,0 +1,262 @@
+//! What is known of one token, and every decision about it that needs only the time.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::{Bearer, Cause, Flight, Key, TokenError};
+use crate::clock::Now;
+use crate::secret::Secret;
+use crate::store::{Access, Row};
+
+/// A token is not used in its last seconds: it has to arrive, too.
+const EARLY: Duration = Duration::from_secs(5);
+const COOL_DOWN: Duration = Duration::from_secs(30);
+const COOL_DOWN_MOST: Duration = Duration::from_secs(5 * 60);
+const BACKOFF_MOST: Duration = Duration::from_secs(60);
+/// How often a configuration that the provider refuses is tried again.
+const REFUSED_REST: Duration = Duration::from_secs(10 * 60);
+/// How often the store is asked whether a missing grant is there now.
+const ABSENT_REST: Duration = Duration::from_secs(1);
+
+/// The place of one token.
+pub(super) struct Slot {
+    pub(super) key: Key,
+    state: Mutex<State>,
+}
+
+/// What is known of one token.
+#[derive(Default)]
+pub(super) struct State {
+    token: Option<Token>,
+    flight: Option<Flight>,
+    rest: Option<Rest>,
+    attempts: u32,
+    force: Force,
+    used: bool,
+    /// A rotated row that could not be written yet (SEMANTICS C13).
+    pub(super) unsaved: Option<Row>,
+}
+
+/// A token and its times.
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    secret: Secret,
+    header: HeaderValue,
+    generation: u64,
+    expiry: Option<Expiry>,
+    /// When to renew it ahead of its end.
+    renew_at: Option<Instant>,
+}
+
+/// A token's end on both clocks; whichever comes first ends it (SEMANTICS C16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Expiry {
+    instant: Instant,
+    wall: SystemTime,
+}
+
+/// After a failure: what it was, and until when nothing is tried.
+struct Rest {
+    error: TokenError,
+    until: Instant,
+}
+
+/// How often a 401 may force a renewal (SEMANTICS C5).
+struct Force {
+    last: Option<Instant>,
+    every: Duration,
+    /// The generation that the last forced renewal brought, until an answer to it is seen.
+    brought: Option<u64>,
+}
+
+impl Default for Force {
+    fn default() -> Self {
+        Self { last: None, every: COOL_DOWN, brought: None }
+    }
+}
+
+impl Slot {
+    pub(super) fn new(key: Key) -> Self {
+        Self { key, state: Mutex::default() }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    /// The token, if it can still be sent.
+    pub(super) fn usable(&mut self, now: Now) -> Option<Bearer> {
+        let token = self.token.as_ref().filter(|token| token.lives(now))?;
+        self.used = true;
+        Some(self.bearer(token))
+    }
+
+    pub(super) fn has_usable(&self, now: Now) -> bool {
+        self.token.as_ref().is_some_and(|token| token.lives(now))
+    }
+
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.token.as_ref().map(|token| token.generation)
+    }
+
+    /// Whether the token should be renewed now, ahead of its end, by a request that comes along.
+    pub(super) fn due(&self, now: Now) -> bool {
+        let due = self.token.as_ref().and_then(|token| token.renew_at).is_some_and(|at| at <= now.instant);
+        due && self.flight.is_none() && self.resting(now).is_none()
+    }
+
+    /// Whether the planned renewal is worth a call: only for a token that was used since the last one.
+    pub(super) fn due_and_used(&self, now: Now) -> bool {
+        self.used && self.due(now)
+    }
+
+    /// The last failure, while nothing is to be tried after it.
+    pub(super) fn resting(&self, now: Now) -> Option<TokenError> {
+        let rest = self.rest.as_ref().filter(|rest| now.instant < rest.until)?;
+        let mut error = rest.error.clone();
+        if let TokenError::Unavailable { retry_after, .. } = &mut error {
+            *retry_after = rest.until - now.instant;
+        }
+        Some(error)
+    }
+
+    pub(super) fn flight(&self) -> Option<Flight> {
+        self.flight.clone()
+    }
+
+    pub(super) fn take_off(&mut self, flight: Flight) {
+        self.flight = Some(flight);
+    }
+
+    /// Whether a 401 to this generation may force a renewal now.
+    pub(super) fn may_force(&mut self, now: Now, rejected: u64) -> bool {
+        if self.force.brought == Some(rejected) {
+            self.force.brought = None;
+            self.force.every = (self.force.every * 2).min(COOL_DOWN_MOST);
+        }
+        self.force.last.is_none_or(|last| now.instant.duration_since(last) >= self.force.every)
+    }
+
+    pub(super) fn forced(&mut self, now: Now) {
+        self.force.last = Some(now.instant);
+    }
+
+    /// An upstream answered something else than 401 to this generation.
+    pub(super) fn proven(&mut self, generation: u64) {
+        if self.force.brought == Some(generation) {
+            self.force = Force { last: self.force.last, ..Force::default() };
+        }
+    }
+
+    /// Ends the flight with what it brought.
+    pub(super) fn settle(
+        &mut self,
+        now: Now,
+        cause: Cause,
+        outcome: Result<Token, TokenError>,
+    ) -> Result<Bearer, TokenError> {
+        self.flight = None;
+        match outcome {
+            Ok(mut token) => {
+                token.renew_at = self.paced(now, &token);
+                if matches!(cause, Cause::Rejected(_)) {
+                    self.force.brought = Some(token.generation);
+                }
+                self.used = !matches!(cause, Cause::Ahead);
+                (self.rest, self.attempts) = (None, 0);
+                // Those who waited for it use it even in its last seconds; it came this moment.
+                let bearer = self.bearer(&token);
+                self.token = Some(token);
+                Ok(bearer)
+            }
+            Err(error) => Err(self.rest_after(now, error)),
+        }
+    }
+
+    /// When the scheduler should look again, while the token lives.
+    pub(super) fn next_renewal(&self, now: Now) -> Option<Instant> {
+        let at = self.token.as_ref().filter(|token| token.lives(now))?.renew_at?;
+        Some(self.rest.as_ref().map_or(at, |rest| at.max(rest.until)))
+    }
+
+    fn bearer(&self, token: &Token) -> Bearer {
+        Bearer {
+            header: token.header.clone(),
+            generation: token.generation,
+            secret: token.secret.clone(),
+            unproven: self.force.brought == Some(token.generation),
+        }
+    }
+
+    /// A provider that returns the same token until its end is not asked again and again.
+    fn paced(&self, now: Now, token: &Token) -> Option<Instant> {
+        let planned = token.renew_at?;
+        let (Some(old), Some(new)) = (self.token.as_ref().and_then(|old| old.expiry), token.expiry) else {
+            return Some(planned);
+        };
+        if new.instant > old.instant + Duration::from_secs(1) {
+            return Some(planned);
+        }
+        let remaining = new.instant.saturating_duration_since(now.instant);
+        Some(now.instant + (remaining / 2).max(Duration::from_secs(10)))
+    }
+
+    fn rest_after(&mut self, now: Now, mut error: TokenError) -> TokenError {
+        let rest = match &mut error {
+            TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
+            TokenError::FixConfiguration { .. } => REFUSED_REST,
+            TokenError::Unavailable { retry_after, .. } => {
+                let most = Duration::from_secs(1 << self.attempts.min(6)).min(BACKOFF_MOST);
+                self.attempts = self.attempts.saturating_add(1);
+                *retry_after = (most.mul_f64(random())).max(Duration::from_secs(1)).max(*retry_after);
+                *retry_after
+            }
+        };
+        self.rest = Some(Rest { error: error.clone(), until: now.instant + rest });
+        error
+    }
+}
+
+impl Token {
+    /// A token that lives for `lifetime` from `sent`, the moment of its request, and is renewed `ahead` of its end at
+    /// most.
+    pub(super) fn new(secret: Secret, generation: u64, sent: Now, lifetime: Option<Duration>, ahead: Duration) -> Self {
+        let expiry = lifetime.map(|life| Expiry { instant: sent.instant + life, wall: sent.wall + life });
+        let renew_at = lifetime.map(|life| {
+            let ahead = ahead.min(life / 3);
+            sent.instant + (life - ahead).saturating_sub(ahead.mul_f64(0.1 * random()))
+        });
+        Self { header: header(&secret), secret, generation, expiry, renew_at }
+    }
+
+    /// The token of a row, which was written some time ago, perhaps by another process.
+    pub(super) fn stored(access: &Access, generation: u64, now: Now, ahead: Duration) -> Self {
+        let age = now.wall.duration_since(access.obtained_at).unwrap_or_default();
+        let lifetime = access.expires_at.map(|end| end.duration_since(access.obtained_at).unwrap_or_default());
+        // Of the monotonic clock only the present is known, so the age is what the wall clock says.
+        let sent = Now { instant: now.instant.checked_sub(age).unwrap_or(now.instant), wall: access.obtained_at };
+        Self::new(access.token.clone(), generation, sent, lifetime, ahead)
+    }
+
+    pub(super) fn lives(&self, now: Now) -> bool {
+        self.expiry.is_none_or(|end| now.instant + EARLY < end.instant && now.wall + EARLY < end.wall)
+    }
+}
+
+/// The value of `Authorization`, which hyper and h2 then neither print nor index.
+fn header(secret: &Secret) -> HeaderValue {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose()))
+        .unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
+    value.set_sensitive(true);
+    value
+}
+
+/// From 0 to 1, for jitter only.
+fn random() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}
