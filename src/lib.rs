@@ -33,6 +33,7 @@ pub mod events;
 pub mod host;
 pub mod names;
 pub mod oauth;
+pub mod proxy;
 pub mod routes;
 pub mod secret;
 pub mod store;

@@ -1,0 +1,257 @@
+//! Bodies: the agent's, kept while it streams so that it can be sent once more, and the answer's.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::headers;
+use crate::upstream::{RequestBody, UpstreamBody};
+
+/// All bodies kept by this process together (SEMANTICS C7).
+const BUDGET: usize = 64 << 20;
+/// How much of a 401's body is read ahead while its token is renewed (SEMANTICS C9).
+const READ_AHEAD: usize = 64 << 10;
+
+/// The memory for kept bodies. A clone shares it.
+#[derive(Clone, Default)]
+pub(super) struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self.0.fetch_add(bytes, Ordering::Relaxed);
+        if taken + bytes > BUDGET {
+            self.give(bytes);
+            return false;
+        }
+        true
+    }
+
+    fn give(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// An agent's body that can be sent a second time, as long as what was read of it fits the limit.
+pub(super) struct Replay {
+    kept: Arc<Mutex<Kept>>,
+}
+
+struct Kept {
+    frames: Vec<Frame<Bytes>>,
+    bytes: usize,
+    limit: usize,
+    budget: Budget,
+    /// Nothing has been dropped so far.
+    whole: bool,
+    live: Incoming,
+    ended: bool,
+    /// The try that may read now; an earlier one that is still being written is told to stop.
+    current: u32,
+}
+
+impl Replay {
+    /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8).
+    pub(super) fn new(live: Incoming, limit: usize, budget: Budget) -> Self {
+        let ended = live.is_end_stream();
+        let kept = Kept { frames: Vec::new(), bytes: 0, limit, budget, whole: true, live, ended, current: 0 };
+        Self { kept: Arc::new(Mutex::new(kept)) }
+    }
+
+    /// The body for the first try or the next one; the one before it ends with an error, and its connection with it.
+    pub(super) fn next_try(&self) -> RequestBody {
+        let mut kept = lock(&self.kept);
+        kept.current += 1;
+        let body = Try { kept: self.kept.clone(), number: kept.current, sent: 0 };
+        drop(kept);
+        body.boxed_unsync()
+    }
+
+    /// Whether all that was read is still here.
+    pub(super) fn is_whole(&self) -> bool {
+        lock(&self.kept).whole
+    }
+}
+
+impl Kept {
+    /// Keeps a frame for the next try, by reference, or gives up on there being one.
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        if !self.whole {
+            return;
+        }
+        let copy = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => {
+                let length = data.len();
+                if self.bytes + length > self.limit || !self.budget.take(length) {
+                    self.forget();
+                    return;
+                }
+                self.bytes += length;
+                Frame::data(data.clone())
+            }
+            (None, Some(trailers)) => Frame::trailers(trailers.clone()),
+            (None, None) => return,
+        };
+        self.frames.push(copy);
+    }
+
+    fn forget(&mut self) {
+        self.whole = false;
+        self.frames = Vec::new();
+        self.budget.give(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.budget.give(self.bytes);
+    }
+}
+
+/// One try's view of the body: first what was kept, then the live rest.
+struct Try {
+    kept: Arc<Mutex<Kept>>,
+    number: u32,
+    sent: usize,
+}
+
+impl Body for Try {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        let mut kept = lock(&this.kept);
+        if kept.current != this.number {
+            return Poll::Ready(Some(Err(io::Error::other("sent again on another connection"))));
+        }
+        if let Some(frame) = kept.frames.get(this.sent) {
+            this.sent += 1;
+            return Poll::Ready(Some(Ok(copy(frame))));
+        }
+        if kept.ended {
+            return Poll::Ready(None);
+        }
+        let Some(frame) = ready!(Pin::new(&mut kept.live).poll_frame(cx)) else {
+            kept.ended = true;
+            return Poll::Ready(None);
+        };
+        let mut frame = frame.map_err(io::Error::other)?;
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::clean_trailers(trailers);
+        }
+        kept.keep(&frame);
+        this.sent += 1;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = lock(&self.kept);
+        (kept.ended || kept.live.is_end_stream()) && self.sent >= kept.frames.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = lock(&self.kept);
+        let before: usize =
+            kept.frames.iter().skip(self.sent).filter_map(|frame| frame.data_ref().map(Bytes::len)).sum();
+        let rest = if kept.ended { SizeHint::with_exact(0) } else { kept.live.size_hint() };
+        longer(rest, before)
+    }
+}
+
+/// An answer's body, on its way to the agent.
+pub(super) enum ResponseBody {
+    /// Our own.
+    Whole(Option<Bytes>),
+    /// The upstream's, after what was read ahead of it.
+    Upstream { ahead: VecDeque<Frame<Bytes>>, rest: UpstreamBody },
+}
+
+impl ResponseBody {
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()))
+    }
+
+    /// Reads up to 64 KiB ahead, so that a short body's connection is free again while its token is renewed. Can be
+    /// broken off at any time.
+    pub(super) async fn read_ahead(&mut self) {
+        let Self::Upstream { ahead, rest } = self else { return };
+        let mut bytes = 0;
+        while bytes < READ_AHEAD {
+            // An error is met again, by the agent, if the rest is read.
+            let Some(Ok(frame)) = rest.frame().await else { return };
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            ahead.push_back(frame);
+        }
+    }
+}
+
+impl From<UpstreamBody> for ResponseBody {
+    fn from(rest: UpstreamBody) -> Self {
+        Self::Upstream { ahead: VecDeque::new(), rest }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream { ahead, rest } => {
+                let mut frame = match ahead.pop_front() {
+                    Some(frame) => Some(Ok(frame)),
+                    None => ready!(Pin::new(rest).poll_frame(cx)),
+                };
+                if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+                    headers::clean_trailers(trailers);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Upstream { ahead, rest } => ahead.is_empty() && rest.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Buf::remaining) as u64),
+            Self::Upstream { ahead, rest } => {
+                let before: usize = ahead.iter().filter_map(|frame| frame.data_ref().map(Bytes::len)).sum();
+                longer(rest.size_hint(), before)
+            }
+        }
+    }
+}
+
+fn longer(mut hint: SizeHint, by: usize) -> SizeHint {
+    if let Some(upper) = hint.upper() {
+        hint.set_upper(upper + by as u64);
+    }
+    hint.set_lower(hint.lower() + by as u64);
+    hint
+}
+
+fn copy(frame: &Frame<Bytes>) -> Frame<Bytes> {
+    match (frame.data_ref(), frame.trailers_ref()) {
+        (Some(data), _) => Frame::data(data.clone()),
+        (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

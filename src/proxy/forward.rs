@@ -1,0 +1,251 @@
+//! One request to its upstream: with a token, and once more with a new one when the answer is 401.
+
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode, request};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+
+use super::body::{Replay, ResponseBody};
+use super::reject::Reject;
+use super::{Proxy, Record, headers};
+use crate::oauth::challenge::{self, Verdict};
+use crate::routes::{Action, Retry, Route};
+use crate::tokens::{Bearer, Key, NoRenewal};
+use crate::upstream::{Origin, UpstreamError};
+
+/// Tries on other connections when an upstream certainly did nothing; apart from the one that a 401 brings.
+const UNPROCESSED_TRIES: u32 = 2;
+
+/// Sends a request on, with what its route says.
+pub(super) async fn forward(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    origin: &Origin,
+    record: &mut Record,
+) -> Result<Response<ResponseBody>, Reject> {
+    let route = proxy.parts().routes.find(&origin.authority, request.method(), request.uri().path())?;
+    record.route = route.map(|route| route.name.clone());
+    let http = route.map(|route| route.upstream_http).unwrap_or_default();
+    let origin = Origin { http, ..origin.clone() };
+    let Some(route) = route else {
+        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.to_agent(proxy));
+    };
+    let provider = match &route.action {
+        Action::Deny => return Err(Reject::Denied(route.name.clone())),
+        Action::Authenticate(provider) => provider,
+    };
+    record.provider = Some(provider.clone());
+    let Some(key) = proxy.parts().tokens.key(provider, &proxy.parts().user) else {
+        return Err(Reject::Denied(route.name.clone()));
+    };
+    let outgoing = Outgoing::new(proxy, request, origin);
+    let answer = Authenticated { proxy, route, key, outgoing }.exchange(record).await?;
+    answer.to_agent(proxy)
+}
+
+/// A request that carries a token.
+struct Authenticated<'a> {
+    proxy: &'a Proxy,
+    route: &'a Arc<Route>,
+    key: Key,
+    outgoing: Outgoing<'a>,
+}
+
+impl Authenticated<'_> {
+    async fn exchange(&mut self, record: &mut Record) -> Result<Answer, Reject> {
+        let asked = Instant::now();
+        let bearer = self.proxy.parts().tokens.bearer(&self.key).await;
+        record.token = asked.elapsed();
+        let bearer = bearer?;
+        let mut first = self.outgoing.send(Some(&bearer)).await?;
+        if !self.rejected(&first) {
+            self.proxy.parts().tokens.accepted(&self.key, &bearer);
+            return Ok(first);
+        }
+        let asked = Instant::now();
+        let renewed = self.another(&bearer, &mut first).await;
+        record.token += asked.elapsed();
+        match renewed {
+            Ok(renewed) => {
+                record.retried = true;
+                drop(first);
+                self.second(&renewed).await
+            }
+            Err(why) => {
+                record.passed = Some(why);
+                Ok(first)
+            }
+        }
+    }
+
+    /// The second answer is the agent's, whatever it is.
+    async fn second(&mut self, bearer: &Bearer) -> Result<Answer, Reject> {
+        let answer = self.outgoing.send(Some(bearer)).await?;
+        if !self.rejected(&answer) {
+            self.proxy.parts().tokens.accepted(&self.key, bearer);
+        }
+        Ok(answer)
+    }
+
+    /// Another token for a second try, or why there is to be none.
+    async fn another(&self, rejected: &Bearer, held: &mut Answer) -> Result<Bearer, &'static str> {
+        let tokens = &self.proxy.parts().tokens;
+        if self.route.retry == Retry::Never {
+            tokens.renew_for_the_next(&self.key, rejected);
+            return Err("retry_never");
+        }
+        if !self.outgoing.body.is_whole() {
+            tokens.renew_for_the_next(&self.key, rejected);
+            return Err("body_too_long");
+        }
+        let renewal = tokens.renew(&self.key, rejected);
+        tokio::pin!(renewal);
+        let early = tokio::select! {
+            biased;
+            renewed = &mut renewal => Some(renewed),
+            () = held.read_ahead() => None,
+        };
+        let renewed = match early {
+            Some(renewed) => renewed,
+            None => renewal.await,
+        };
+        let renewed = renewed.map_err(|why: NoRenewal| why.code())?;
+        // More of a body that is still arriving may have been read meanwhile.
+        if self.outgoing.body.is_whole() { Ok(renewed) } else { Err("body_too_long") }
+    }
+
+    /// Whether an answer says that its token is no longer good (SEMANTICS C1, C2).
+    fn rejected(&self, answer: &Answer) -> bool {
+        let (status, headers) = (answer.response.status(), answer.response.headers());
+        let verdict = challenge::verdict(headers);
+        let other_reason = matches!(verdict, Some(Verdict::InsufficientScope | Verdict::UseDpopNonce));
+        let refresh_on = self.proxy.parts().tokens.provider(&self.key).map(|provider| provider.refresh_on.as_slice());
+        match status {
+            StatusCode::UNAUTHORIZED => !other_reason,
+            StatusCode::FORBIDDEN if verdict == Some(Verdict::InvalidToken) => true,
+            StatusCode::OK => grpc_unauthenticated(headers),
+            status => refresh_on.is_some_and(|also| also.contains(&status)) && !other_reason,
+        }
+    }
+}
+
+/// A request ready to be sent, as often as need be.
+struct Outgoing<'a> {
+    proxy: &'a Proxy,
+    origin: Origin,
+    head: request::Parts,
+    body: Replay,
+    upgrade: Option<Upgrade>,
+}
+
+/// A change of protocol that the agent asks for.
+struct Upgrade {
+    protocol: HeaderValue,
+    agent: OnUpgrade,
+}
+
+impl<'a> Outgoing<'a> {
+    fn new(proxy: &'a Proxy, mut request: Request<Incoming>, origin: Origin) -> Self {
+        let protocol = headers::upgrade(request.headers(), request.version());
+        let upgrade = protocol.map(|protocol| Upgrade { protocol, agent: hyper::upgrade::on(&mut request) });
+        let (mut head, body) = request.into_parts();
+        headers::clean_request(&mut head.headers, &proxy.inner.pseudonym);
+        let path = head.uri.path_and_query().cloned();
+        head.uri = path.map(http::Uri::from).unwrap_or_default();
+        let body = Replay::new(body, proxy.parts().replay_limit, proxy.inner.budget.clone());
+        Self { proxy, origin, head, body, upgrade }
+    }
+
+    /// Sends it, again on another connection where the upstream certainly did nothing with it (SEMANTICS C6).
+    async fn send(&mut self, bearer: Option<&Bearer>) -> Result<Answer, Reject> {
+        let mut left = UNPROCESSED_TRIES;
+        loop {
+            match self.send_once(bearer).await {
+                Err(error) if error.unprocessed() && left > 0 && self.body.is_whole() => left -= 1,
+                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return self.switched(response),
+                Ok(response) => return Ok(Answer { response, switched: None }),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Response<ResponseBody>, UpstreamError> {
+        let upstream = &self.proxy.parts().upstream;
+        let request = self.request(bearer);
+        let response = match &self.upgrade {
+            Some(_) => upstream.send_upgrade(&self.origin, request).await,
+            None => upstream.send(&self.origin, request).await,
+        };
+        response.map(|response| response.map(ResponseBody::from))
+    }
+
+    fn request(&self, bearer: Option<&Bearer>) -> Request<crate::upstream::RequestBody> {
+        let mut request = Request::new(self.body.next_try());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.headers_mut() = self.head.headers.clone();
+        if let Some(bearer) = bearer {
+            request.headers_mut().insert(AUTHORIZATION, bearer.header.clone());
+        }
+        if let Some(upgrade) = &self.upgrade {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(UPGRADE, upgrade.protocol.clone());
+        }
+        request
+    }
+
+    /// Accepts a change of protocol that was asked for, and no other (SEMANTICS C10).
+    fn switched(&mut self, mut response: Response<ResponseBody>) -> Result<Answer, Reject> {
+        let protocol = response.headers().get(UPGRADE).cloned();
+        let asked = self.upgrade.take().filter(|asked| {
+            protocol.as_ref().is_some_and(|got| got.as_bytes().eq_ignore_ascii_case(asked.protocol.as_bytes()))
+        });
+        let asked = asked.ok_or(Reject::Unasked)?;
+        let upstream = hyper::upgrade::on(&mut response);
+        Ok(Answer { response, switched: Some((asked, upstream)) })
+    }
+}
+
+/// An upstream's answer, before it goes to the agent.
+struct Answer {
+    response: Response<ResponseBody>,
+    switched: Option<(Upgrade, OnUpgrade)>,
+}
+
+impl Answer {
+    async fn read_ahead(&mut self) {
+        self.response.body_mut().read_ahead().await;
+    }
+
+    fn to_agent(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
+        let mut response = self.response;
+        headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
+        if let Some((asked, upstream)) = self.switched {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(UPGRADE, asked.protocol);
+            splice(proxy, asked.agent, upstream);
+        }
+        Ok(response)
+    }
+}
+
+/// From here on the bytes are the agent's and the upstream's own; no expiry cuts them.
+fn splice(proxy: &Proxy, agent: OnUpgrade, upstream: OnUpgrade) {
+    proxy.drain().spawn_until_forced(async move {
+        let (Ok(agent), Ok(upstream)) = tokio::join!(agent, upstream) else { return };
+        let (mut agent, mut upstream) = (TokioIo::new(agent), TokioIo::new(upstream));
+        if let Err(error) = tokio::io::copy_bidirectional(&mut agent, &mut upstream).await {
+            tracing::debug!(%error, "upgraded connection ended");
+        }
+    });
+}
+
+/// A gRPC answer without a body says in its head that the caller is not authenticated.
+fn grpc_unauthenticated(headers: &HeaderMap) -> bool {
+    let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    grpc && headers.get("grpc-status").is_some_and(|status| status == "16")
+}

@@ -1,0 +1,220 @@
+//! Header fields that must not pass, and those that must.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
+
+use super::reject::Reject;
+
+const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+/// Fields for one connection only (RFC 9110 section 7.6.1), whether Connection names them or not. The framing is
+/// hyper's to write anew; 100-continue is answered towards the agent when its body is asked for.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    EXPECT,
+    PROXY_AUTHORIZATION,
+    PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("http2-settings"),
+];
+/// Connection cannot nominate these away: they frame the message or say whom it is for.
+const KEPT: [HeaderName; 3] = [CONTENT_LENGTH, HOST, TRANSFER_ENCODING];
+
+/// How a proxy names itself in `Via` (RFC 9110 section 7.6.3).
+pub(super) struct Pseudonym {
+    name: String,
+    value: HeaderValue,
+}
+
+impl Pseudonym {
+    /// A name that no other process has.
+    pub(super) fn random() -> Self {
+        let name = format!("sidebearer-{:08x}", getrandom::u32().unwrap_or_else(|_| std::process::id()));
+        let value = HeaderValue::try_from(format!("1.1 {name}")).unwrap_or(HeaderValue::from_static("1.1 sidebearer"));
+        Self { name, value }
+    }
+}
+
+/// Refuses what hyper lets through and two readers could understand in two ways (SEMANTICS H2, H4, C8).
+pub(super) fn check<B>(request: &Request<B>, own: &Pseudonym) -> Result<(), Reject> {
+    let headers = request.headers();
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        let clean = encoding.as_bytes().eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
+        let allowed = request.version() == Version::HTTP_11 && !headers.contains_key(CONTENT_LENGTH);
+        if !clean || !allowed {
+            return Err(Reject::Framing);
+        }
+    }
+    if headers.get_all(VIA).iter().any(|via| contains(via.as_bytes(), own.name.as_bytes())) {
+        return Err(Reject::Loop);
+    }
+    match headers.get(EXPECT) {
+        Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Reject::Expectation),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an OPTIONS was to be answered here; otherwise takes one hop off it (RFC 9110 section 7.6.2).
+pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
+    if *request.method() != Method::OPTIONS {
+        return false;
+    }
+    let left = request.headers().get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match left {
+        Some(0) => true,
+        Some(left) => {
+            request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            false
+        }
+        None => false,
+    }
+}
+
+/// The protocol that a request asks to change to, if it asks.
+pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+    let asked = version == Version::HTTP_11 && nominated(headers).any(|name| name == UPGRADE);
+    headers.get(UPGRADE).filter(|_| asked).cloned()
+}
+
+/// Makes an agent's header fields fit to go upstream.
+pub(super) fn clean_request(headers: &mut HeaderMap, own: &Pseudonym) {
+    let trailers = headers.get(TE).is_some_and(|te| contains(&te.as_bytes().to_ascii_lowercase(), b"trailers"));
+    clean(headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    join_cookies(headers);
+    headers.append(VIA, own.value.clone());
+}
+
+/// Makes an upstream's header fields fit to go to the agent.
+pub(super) fn clean_response(headers: &mut HeaderMap, own: &Pseudonym) {
+    clean(headers);
+    // It would lead the agent around the proxy.
+    headers.remove(ALT_SVC);
+    headers.append(VIA, own.value.clone());
+}
+
+/// Takes out of trailers what must never arrive as one (RFC 9110 section 6.5.1).
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    clean(trailers);
+    for name in [AUTHORIZATION, HOST, CONTENT_LENGTH, COOKIE, TE, TRAILER] {
+        trailers.remove(name);
+    }
+}
+
+fn clean(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = nominated(headers).filter(|name| !KEPT.contains(name)).collect();
+    for name in nominated.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.remove(TE);
+}
+
+/// The fields that Connection names.
+fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok())
+}
+
+/// HTTP/2 agents may send cookies in crumbs, which HTTP/1 servers do not put together (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, whole);
+    }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn nothing_for_one_connection_goes_further() {
+        // SEC-033, SEC-035, LST-012
+        let own = Pseudonym::random();
+        let mut headers = map(&[
+            ("connection", "close, X-Private, Content-Length, Host"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authorization", "Basic c2VjcmV0"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "3"),
+            ("host", "api.test"),
+            ("accept", "*/*"),
+        ]);
+        clean_request(&mut headers, &own);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length", "host", "te", "via"]);
+        assert_eq!(headers[TE], "trailers");
+    }
+
+    #[test]
+    fn framing_that_can_be_read_two_ways_is_refused() {
+        // SEC-051, SEC-053
+        let own = Pseudonym::random();
+        let verdict = |fields: &[(&'static str, &str)], version| {
+            let mut request = Request::builder().version(version).body(()).unwrap();
+            *request.headers_mut() = map(fields);
+            check(&request, &own).is_ok()
+        };
+        assert!(verdict(&[("transfer-encoding", "chunked")], Version::HTTP_11));
+        assert!(verdict(&[("transfer-encoding", "Chunked")], Version::HTTP_11));
+        assert!(!verdict(&[("transfer-encoding", "chunked")], Version::HTTP_10));
+        assert!(!verdict(&[("transfer-encoding", "chunked"), ("content-length", "3")], Version::HTTP_11));
+        for odd in ["identity, chunked", "chunked, chunked", ",chunked", "xchunked", "chunked;a=b", "\"chunked\""] {
+            assert!(!verdict(&[("transfer-encoding", odd)], Version::HTTP_11), "{odd}");
+        }
+        assert!(!verdict(&[("expect", "200-ok")], Version::HTTP_11));
+    }
+
+    #[test]
+    fn a_request_that_we_sent_ourselves_is_a_loop() {
+        // LST-002
+        let own = Pseudonym::random();
+        let mut headers = HeaderMap::new();
+        clean_request(&mut headers, &own);
+        let mut request = Request::new(());
+        *request.headers_mut() = headers;
+        assert!(matches!(check(&request, &own), Err(Reject::Loop)));
+        assert!(check(&request, &Pseudonym::random()).is_ok());
+    }
+
+    #[test]
+    fn cookie_crumbs_arrive_as_one_cookie() {
+        // SEC-063
+        let mut headers = map(&[("cookie", "a=1")]);
+        headers.append(COOKIE, "b=2".parse().unwrap());
+        clean_request(&mut headers, &Pseudonym::random());
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn a_trailer_never_becomes_a_credential() {
+        // SEC-037
+        let mut trailers = map(&[("authorization", "Bearer x"), ("host", "evil.test"), ("grpc-status", "0")]);
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["grpc-status"]);
+    }
+}

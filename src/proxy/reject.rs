@@ -1,0 +1,274 @@
+//! Every answer of our own: one list, with status, stable code and what to do, written in one place.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::{HeaderValue, Request, Response, StatusCode};
+use serde_json::json;
+
+use super::body::ResponseBody;
+use crate::host::HostError;
+use crate::routes::AmbiguousPath;
+use crate::tokens::TokenError;
+use crate::upstream::UpstreamError;
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Why a request is answered here.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Reject {
+    #[error("this is a proxy, and the request is not for one")]
+    NotForAProxy,
+    #[error("an `https://` URL needs CONNECT")]
+    NeedsConnect,
+    #[error("{0}")]
+    BadHost(String),
+    #[error("the request has no Host")]
+    NoHost,
+    #[error("the request names its host twice")]
+    TwoHosts,
+    #[error("the Host of a CONNECT names another host than its target")]
+    ConnectHostDiffers,
+    #[error("a CONNECT inside a tunnel")]
+    ConnectInTunnel,
+    #[error("the request is for another host than its tunnel")]
+    Misdirected,
+    #[error("the request's framing can be read in more than one way")]
+    Framing,
+    #[error("the expectation is not `100-continue`")]
+    Expectation,
+    #[error("{0}")]
+    Path(#[from] AmbiguousPath),
+    #[error("TRACE would show the token to whoever asks")]
+    Trace,
+    #[error("the request came back to the proxy that sent it")]
+    Loop,
+    #[error("the route `{0}` denies it")]
+    Denied(String),
+    #[error("no route names this host, and `unmatched` is `deny`")]
+    Unmatched,
+    #[error("this host is routed with TLS, and the request is without")]
+    Plaintext,
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    #[error("{0}")]
+    Upstream(UpstreamError),
+    #[error("the upstream changed the protocol without being asked")]
+    Unasked,
+}
+
+impl Reject {
+    /// A stable name, for programs.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Reject::NotForAProxy => "not_for_a_proxy",
+            Reject::NeedsConnect => "needs_connect",
+            Reject::BadHost(_) | Reject::NoHost | Reject::TwoHosts | Reject::ConnectHostDiffers => "bad_host",
+            Reject::ConnectInTunnel => "connect_in_tunnel",
+            Reject::Misdirected => "authority_mismatch",
+            Reject::Framing => "bad_framing",
+            Reject::Expectation => "unknown_expectation",
+            Reject::Path(_) => "ambiguous_path",
+            Reject::Trace => "trace_refused",
+            Reject::Loop | Reject::Upstream(UpstreamError::Loop) => "proxy_loop_detected",
+            Reject::Denied(_) => "denied",
+            Reject::Unmatched => "unmatched",
+            Reject::Plaintext => "plaintext_refused",
+            Reject::Token(error) => error.code(),
+            Reject::Upstream(error) => error.proxy_status(),
+            Reject::Unasked => "http_upgrade_failed",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Reject::NotForAProxy
+            | Reject::NeedsConnect
+            | Reject::BadHost(_)
+            | Reject::NoHost
+            | Reject::TwoHosts
+            | Reject::ConnectHostDiffers
+            | Reject::ConnectInTunnel
+            | Reject::Framing
+            | Reject::Path(_) => StatusCode::BAD_REQUEST,
+            Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Reject::Expectation => StatusCode::EXPECTATION_FAILED,
+            Reject::Trace => StatusCode::METHOD_NOT_ALLOWED,
+            Reject::Loop | Reject::Upstream(UpstreamError::Loop) => StatusCode::LOOP_DETECTED,
+            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => StatusCode::FORBIDDEN,
+            // Not 401: an MCP client would start an authorization of its own (SEMANTICS C18).
+            Reject::Token(TokenError::NotConnected { .. } | TokenError::Reauthorize { .. }) => StatusCode::FORBIDDEN,
+            Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Reject::Upstream(UpstreamError::ConnectTimeout | UpstreamError::TlsTimeout) => StatusCode::GATEWAY_TIMEOUT,
+            Reject::Upstream(_) | Reject::Unasked => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What to do about it.
+    fn hint(&self) -> String {
+        match self {
+            Reject::NotForAProxy => "set HTTPS_PROXY to this address and call the API by its own URL".into(),
+            Reject::NeedsConnect => {
+                "use a client that opens a tunnel for `https://`, as all with HTTPS_PROXY do".into()
+            }
+            Reject::BadHost(_) | Reject::NoHost | Reject::TwoHosts | Reject::ConnectHostDiffers => {
+                "send one Host, equal to the host of the URL".into()
+            }
+            Reject::ConnectInTunnel => "send CONNECT to the proxy itself".into(),
+            Reject::Misdirected => "open a tunnel of its own for each host".into(),
+            Reject::Framing => "send either one Content-Length or `Transfer-Encoding: chunked`".into(),
+            Reject::Expectation => "send `Expect: 100-continue` or none".into(),
+            Reject::Path(_) => {
+                "send the path without `..`, `//`, `;` or encoded separators: a route depends on it".into()
+            }
+            Reject::Trace => "use another method".into(),
+            Reject::Loop | Reject::Upstream(UpstreamError::Loop) => {
+                "do not send the proxy's own address through it".into()
+            }
+            Reject::Denied(_) | Reject::Unmatched => {
+                "if it should be allowed, the operator adds a route for it to `proxy.yaml`".into()
+            }
+            Reject::Plaintext => "call it with `https://`, or set `plaintext: true` on its route".into(),
+            Reject::Token(error) => token_hint(error),
+            Reject::Upstream(UpstreamError::Certificate(_)) => {
+                "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
+            }
+            Reject::Upstream(_) | Reject::Unasked => "try again; if it stays, ask whoever runs the upstream".into(),
+        }
+    }
+
+    /// The answer, in the form that the caller reads.
+    pub(super) fn into_response(self, form: Form) -> Response<ResponseBody> {
+        match form {
+            Form::Grpc => self.grpc(),
+            Form::Problem => self.problem(),
+        }
+    }
+
+    /// RFC 9457, with `Proxy-Status` of RFC 9209.
+    fn problem(&self) -> Response<ResponseBody> {
+        let (status, code) = (self.status(), self.code());
+        let problem = json!({
+            "type": format!("urn:sidebearer:{code}"),
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "code": code,
+            "detail": self.to_string(),
+            "hint": self.hint(),
+        });
+        let mut response = Response::new(ResponseBody::whole(Bytes::from(format!("{problem:#}\n"))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(PROXY_STATUS, self.proxy_status());
+        if let Reject::Token(TokenError::Unavailable { retry_after, .. }) = self {
+            headers.insert(RETRY_AFTER, retry_after.as_secs_f64().ceil().max(1.0).to_string().parse().unwrap_or(ONE));
+        }
+        if matches!(self, Reject::Trace) {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        if matches!(self, Reject::Framing | Reject::Misdirected | Reject::TwoHosts | Reject::NoHost) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// A Trailers-Only answer: a gRPC client reads neither the HTTP status nor JSON.
+    fn grpc(&self) -> Response<ResponseBody> {
+        let number = match self {
+            Reject::Token(TokenError::Unavailable { .. } | TokenError::FixConfiguration { .. })
+            | Reject::Upstream(_)
+            | Reject::Unasked => 14,
+            Reject::Token(_) => 16,
+            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => 7,
+            _ => 3,
+        };
+        let message = percent_encoded(&format!("{}: {} ({})", self.code(), self, self.hint()));
+        let mut response = Response::new(ResponseBody::whole(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(number));
+        headers.insert("grpc-message", HeaderValue::try_from(message).unwrap_or(HeaderValue::from_static("refused")));
+        headers.insert(PROXY_STATUS, self.proxy_status());
+        response
+    }
+
+    fn proxy_status(&self) -> HeaderValue {
+        let error = match self {
+            Reject::Upstream(error) => error.proxy_status(),
+            Reject::Unasked => "http_upgrade_failed",
+            Reject::Loop => "proxy_loop_detected",
+            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext | Reject::Trace => "http_request_denied",
+            Reject::Token(TokenError::Unavailable { .. }) => "destination_unavailable",
+            Reject::Token(_) => "http_request_denied",
+            _ => "http_request_error",
+        };
+        HeaderValue::try_from(format!("sidebearer; error={error}; details=\"{}\"", self.code())).unwrap_or(ONE)
+    }
+}
+
+impl From<HostError> for Reject {
+    fn from(error: HostError) -> Self {
+        Reject::BadHost(error.to_string())
+    }
+}
+
+impl From<UpstreamError> for Reject {
+    fn from(error: UpstreamError) -> Self {
+        Reject::Upstream(error)
+    }
+}
+
+/// The form in which a caller reads errors.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// problem+json.
+    Problem,
+    /// gRPC's own status.
+    Grpc,
+}
+
+impl Form {
+    pub(super) fn wanted<B>(request: &Request<B>) -> Self {
+        let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        if content_type.starts_with(b"application/grpc") { Form::Grpc } else { Form::Problem }
+    }
+}
+
+/// The answer to an OPTIONS that was to go no further (RFC 9110 section 7.6.2).
+pub(super) fn options_answer() -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::whole(Bytes::new()));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    response
+}
+
+const ONE: HeaderValue = HeaderValue::from_static("1");
+
+fn token_hint(error: &TokenError) -> String {
+    match error {
+        TokenError::NotConnected { provider, subject } => format!(
+            "store a grant with `sidebearer import {provider} --user {subject} --refresh-token-file FILE`, then try again"
+        ),
+        TokenError::Reauthorize { provider, subject, .. } => format!(
+            "the user must grant access again; then `sidebearer import {provider} --user {subject} --refresh-token-file FILE`"
+        ),
+        TokenError::FixConfiguration { provider, .. } => {
+            format!("the operator corrects `providers.{provider}` in `proxy.yaml` and starts the sidecar again")
+        }
+        TokenError::Unavailable { .. } => "try again after `Retry-After`".into(),
+    }
+}
+
+/// As grpc-message wants it: printable ASCII as it is, all else in percent escapes.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte as char),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
