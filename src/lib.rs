@@ -28,6 +28,7 @@
 
 pub mod ca;
 pub mod clock;
+pub mod config;
 pub mod drain;
 pub mod events;
 pub mod host;

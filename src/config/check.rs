@@ -1,0 +1,168 @@
+//! Turns what was decoded into domain types, and finds the mistakes that need more than one value to see.
+
+mod provider;
+mod route;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::interpolate::Environment;
+use super::leaf::{FilePath, Parsed, Size, StoreKey};
+use super::locate::{Document, Spot};
+use super::schema::{self, Ca, Entries, File, Store};
+use super::{Mistake, Settings};
+use crate::host::Authority;
+use crate::routes::Unmatched;
+use crate::secret::Secret;
+
+/// What is known, and found, while a file is checked.
+pub(super) struct Check<'a> {
+    pub document: &'a Document,
+    pub environment: Environment<'a>,
+    /// Whether other users of this machine can read the file.
+    pub exposed: bool,
+    pub mistakes: Vec<Mistake>,
+    pub warnings: Vec<Mistake>,
+}
+
+impl Check<'_> {
+    /// The settings, still without warnings; they count only if no mistake was found.
+    pub fn settings(&mut self, file: File) -> Settings {
+        let top = self.document.top();
+        let store = file.store.unwrap_or_default();
+        let store_path = self.store_path(&top.key("store"), &store);
+        let store_keys = self.store_keys(&top.key("store").key("keys"), store.keys);
+        Settings {
+            listen: self.listen(&top.key("listen"), file.listen),
+            extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
+            resolve: self.resolve(&top.key("resolve"), file.resolve),
+            drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
+            replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
+            ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path),
+            key_path: self.key_path(&top.key("store"), &store_keys),
+            store_path,
+            store_keys,
+            providers: self.providers(&top.key("providers"), file.providers),
+            routes: self.routes(&top, file.routes.unwrap_or_default()),
+            unmatched: match file.unmatched {
+                Some(schema::Unmatched::Deny) => Unmatched::Deny,
+                Some(schema::Unmatched::Tunnel) | None => Unmatched::Tunnel,
+            },
+            warnings: Vec::new(),
+        }
+    }
+
+    fn refuse(&mut self, spot: &Spot<'_>, what: impl Into<String>, hint: impl Into<String>) {
+        self.mistakes.push(self.document.mistake(spot, what, Some(hint.into())));
+    }
+
+    fn listen(&mut self, spot: &Spot<'_>, listen: Option<Parsed<SocketAddr>>) -> SocketAddr {
+        let Some(Parsed(listen)) = listen else { return SocketAddr::from(([127, 0, 0, 1], 3128)) };
+        if !listen.ip().to_canonical().is_loopback() {
+            let hint = format!("they could use your accounts; write `127.0.0.1:{}`", listen.port());
+            self.refuse(spot, "other machines could reach this address", hint);
+        }
+        listen
+    }
+
+    fn resolve(
+        &mut self,
+        spot: &Spot<'_>,
+        entries: Option<Entries<Parsed<SocketAddr>>>,
+    ) -> HashMap<Authority, SocketAddr> {
+        let mut resolve = HashMap::new();
+        let entries = entries.map(|entries| entries.0).unwrap_or_default();
+        for (spot, (key, Parsed(address))) in spot.entries().zip(entries) {
+            match Authority::parse(&key, None) {
+                Err(error) => self.refuse(&spot, error.to_string(), "a key is a host and a port: `api.test:443`"),
+                Ok(_) if address.port() == 0 => self.refuse(&spot, "port 0 cannot be dialled", "write the port"),
+                Ok(authority) => {
+                    if resolve.insert(authority, address).is_some() {
+                        self.refuse(&spot, "this host and port is here twice", "leave out one of them");
+                    }
+                }
+            }
+        }
+        resolve
+    }
+
+    fn extra_ca_files(&mut self, spot: &Spot<'_>, files: Vec<Parsed<FilePath>>) -> Vec<PathBuf> {
+        spot.items().zip(files).filter_map(|(spot, file)| self.path(&spot, &file)).collect()
+    }
+
+    fn ca_path(&mut self, spot: &Spot<'_>, ca: Option<Ca>, store_path: &Path) -> PathBuf {
+        let written = ca.and_then(|ca| ca.path).and_then(|path| self.path(spot, &path));
+        written.unwrap_or_else(|| store_path.join("ca"))
+    }
+
+    fn store_path(&mut self, store: &Spot<'_>, written: &Store) -> PathBuf {
+        let spot = store.key("path");
+        if let Some(path) = &written.path {
+            return self.path(&spot, path).unwrap_or_default();
+        }
+        let path = self.in_home("XDG_DATA_HOME", ".local/share").map(|base| base.join("sidebearer"));
+        if path.is_none() && !spot.is_given() && !store.is_broken() {
+            let what = "there is no home directory to keep the store in: neither `XDG_DATA_HOME` nor `HOME` is set";
+            self.refuse(&spot, what, "set `store.path`");
+        }
+        path.unwrap_or_default()
+    }
+
+    fn store_keys(&mut self, spot: &Spot<'_>, keys: Option<Vec<Parsed<StoreKey>>>) -> Vec<Secret> {
+        let mut secrets = Vec::new();
+        for (spot, Parsed(StoreKey(key))) in spot.items().zip(keys.unwrap_or_default()) {
+            self.warn_of_a_secret(&spot);
+            secrets.push(key);
+        }
+        secrets
+    }
+
+    /// Where a key is made when none is given; it does not matter, and may be empty, when one is.
+    fn key_path(&mut self, store: &Spot<'_>, keys: &[Secret]) -> PathBuf {
+        let spot = store.key("keys");
+        let path = self.in_home("XDG_CONFIG_HOME", ".config").map(|base| base.join("sidebearer/key"));
+        // Without a home directory one mistake says it all, as long as it is made.
+        let known = store.is_broken() || self.mistakes.iter().any(|mistake| mistake.place == "store.path");
+        let needed = keys.is_empty() && !(spot.is_broken() || spot.has_broken_items());
+        if path.is_none() && needed && !known {
+            let what = "there is no home directory to make a key in: neither `XDG_CONFIG_HOME` nor `HOME` is set";
+            self.refuse(&spot, what, "set `store.keys`");
+        }
+        path.unwrap_or_default()
+    }
+
+    /// A directory of the XDG Base Directory Specification, which has relative ones ignored.
+    fn in_home(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
+        let named = self.directory(variable);
+        named.or_else(|| self.directory("HOME").map(|home| home.join(below_home)))
+    }
+
+    fn directory(&self, variable: &str) -> Option<PathBuf> {
+        (self.environment)(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// A path with its `~/` replaced.
+    fn path(&mut self, spot: &Spot<'_>, Parsed(FilePath(text)): &Parsed<FilePath>) -> Option<PathBuf> {
+        let Some(below_home) = text.strip_prefix("~/") else { return Some(PathBuf::from(text)) };
+        let home = self.directory("HOME");
+        if home.is_none() {
+            self.refuse(spot, "`~/` needs `HOME`, which is not set", "write the whole path");
+        }
+        home.map(|home| home.join(below_home))
+    }
+
+    /// Warns of a secret that is written in the file, and not only named there.
+    fn warn_of_a_secret(&mut self, spot: &Spot<'_>) {
+        if spot.is_replaced() {
+            return;
+        }
+        let what = match self.exposed {
+            true => "the secret is in a file that other users of this machine can read",
+            false => "the secret is in the file itself",
+        };
+        let what = format!("{what}; `${{file:PATH}}` or `${{VAR}}` keeps it out");
+        self.warnings.push(self.document.mistake(spot, what, None));
+    }
+}
