@@ -26,7 +26,9 @@
 //! tokens.bearer: fresh -> done | own task: turn -> recheck -> store -> oauth::grant -> upstream -> oauth::wire -> store
 //! ```
 
+pub mod app;
 pub mod ca;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;

@@ -1,1 +1,24 @@
-fn main() {}
+//! Parses the command line, runs the command, prints an error with its hint, and gives the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sidebearer::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            anstream::eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            anstream::eprintln!("{}", error.report());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The command line: what can be typed, and which file does it.
+
+mod ca;
+mod check;
+mod completions;
+mod demo;
+mod env;
+mod exec;
+mod import;
+mod run;
+mod status;
+mod store;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::app::AppError;
+use crate::config::{self, ConfigError, Settings};
+use crate::names::{ProviderName, UserName};
+use crate::telemetry::{self, LogFormat};
+
+/// What the environment does not say is what a stranger types first.
+const AFTER_HELP: &str = "\
+Try it, with nothing to configure:   sidebearer demo
+Run an agent behind it:              sidebearer exec -- python agent.py
+As a sidecar of its own:             sidebearer run --config proxy.yaml
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 64 bad configuration. `exec` gives its command's.";
+
+/// A sidecar proxy that gives an agent's calls OAuth2 bearer tokens, keeps them fresh, and survives a 401.
+#[derive(Parser)]
+#[command(version, about, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// The configuration.
+    #[arg(long, short, global = true, env = "SIDEBEARER_CONFIG", default_value = "proxy.yaml", value_name = "FILE")]
+    config: PathBuf,
+
+    /// The form of log lines on stderr.
+    #[arg(long, global = true, value_enum, default_value_t, env = "SIDEBEARER_LOG")]
+    log: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the sidecar until SIGTERM or Ctrl-C (the default).
+    Run,
+    /// Run a command behind a private sidecar on a free port; its exit code is ours.
+    Exec {
+        /// For whom the command acts.
+        #[arg(long, default_value_t, value_name = "NAME")]
+        user: UserName,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// The whole product with a provider of its own on loopback, nothing to configure.
+    Demo {
+        /// A command to run against it; without one it stays up until Ctrl-C.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Store a refresh token that was obtained elsewhere.
+    Import {
+        /// A provider of proxy.yaml.
+        provider: ProviderName,
+        /// Whose it is.
+        #[arg(long, default_value_t, value_name = "NAME")]
+        user: UserName,
+        /// The file that holds it, or `-` for standard input. Never an argument: those are visible to all.
+        #[arg(long, value_name = "FILE")]
+        refresh_token_file: PathBuf,
+    },
+    /// Who is connected, until when, and what to do.
+    Status {
+        /// For scripts.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check proxy.yaml; with a URL, say which route and which credential it gets, and why.
+    Check {
+        /// The URL of a call.
+        url: Option<String>,
+        /// The method of the call.
+        #[arg(long, default_value = "GET")]
+        method: http::Method,
+        /// Whose call it is.
+        #[arg(long, default_value_t, value_name = "NAME")]
+        user: UserName,
+        /// For scripts.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The variables that an agent needs: eval "$(sidebearer env)".
+    Env {
+        /// The shell that is to read them.
+        #[arg(long, value_enum, default_value_t)]
+        shell: env::Syntax,
+    },
+    /// The local CA that agents trust.
+    Ca(ca::Options),
+    /// Look after the store.
+    Store {
+        #[command(subcommand)]
+        command: store::Command,
+    },
+    /// Print the JSON Schema of proxy.yaml.
+    Schema,
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Runs a command and gives its exit code.
+///
+/// # Errors
+/// See [`CliError`].
+pub async fn run(cli: Cli) -> Result<u8, CliError> {
+    let Common { config, log } = cli.common;
+    // A one-off command speaks for itself; only a sidecar tells what it does.
+    let level = match cli.command {
+        None | Some(Command::Run) => "info",
+        _ => "warn",
+    };
+    telemetry::start(log, level);
+    let settings = || load(&config);
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => run::run(&settings()?).await,
+        Command::Exec { user, command } => exec::exec(settings()?, user, &command).await,
+        Command::Demo { command } => demo::demo(&command).await,
+        Command::Import { provider, user, refresh_token_file } => {
+            import::import(&settings()?, &provider, user, &refresh_token_file).await
+        }
+        Command::Status { json } => status::status(&settings()?, json).await,
+        Command::Check { url: None, .. } => check::file(&config, &settings()?),
+        Command::Check { url: Some(url), method, user, json } => {
+            check::call(&settings()?, &check::Call { url, method, user }, json).await
+        }
+        Command::Env { shell } => env::env(&settings()?, shell),
+        Command::Ca(options) => ca::ca(&settings()?, &options).await,
+        Command::Store { command } => store::store(&settings()?, &command).await,
+        Command::Schema => {
+            anstream::println!("{:#}", config::json_schema());
+            Ok(0)
+        }
+        Command::Completions { shell } => completions::completions(shell),
+    }
+}
+
+fn load(path: &std::path::Path) -> Result<Settings, CliError> {
+    let settings = config::load(path)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// `proxy.yaml` has mistakes.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The sidecar does not start.
+    #[error("{0}")]
+    App(#[from] AppError),
+    /// Something else, with what to do about it.
+    #[error("{what}")]
+    Failed {
+        /// What is wrong.
+        what: String,
+        /// What to do next.
+        hint: String,
+    },
+}
+
+impl CliError {
+    /// An error with its hint.
+    pub fn failed(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        CliError::Failed { what: what.into(), hint: hint.into() }
+    }
+
+    /// The error as it is shown, with its hint on a line of its own.
+    pub fn report(&self) -> String {
+        match self {
+            // Each mistake brings its own hint.
+            CliError::Config(error) => error.to_string().trim_end().to_owned(),
+            CliError::App(error) => format!("error: {error}\nhint: {}", error.hint()),
+            CliError::Failed { what, hint } => format!("error: {what}\nhint: {hint}"),
+        }
+    }
+
+    /// 64 for a bad configuration, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Config(_) => 64,
+            CliError::App(_) | CliError::Failed { .. } => 1,
+        }
+    }
+}
+
+impl From<crate::store::StoreError> for CliError {
+    fn from(error: crate::store::StoreError) -> Self {
+        CliError::App(error.into())
+    }
+}

@@ -1,0 +1,224 @@
+//! `sidebearer demo`: the whole product with a provider of its own, told line by line.
+
+mod servers;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use reqwest::{Certificate, Client, Proxy};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::oneshot;
+
+use self::servers::{API, AUTH, CLIENT_ID, LIFETIME, Servers};
+use super::CliError;
+use crate::app::agent::{self, Variable};
+use crate::app::{self, App, Authority, Options, child};
+use crate::clock::Clock;
+use crate::config::{self, Settings};
+use crate::events::{self, Event, TokenChange};
+use crate::names::UserName;
+
+/// Of the variables, those that the most clients read.
+const SHOWN: [&str; 6] = [
+    "HTTPS_PROXY",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+    "NODE_USE_ENV_PROXY",
+];
+
+/// Runs the demo: its story and then whatever is tried by hand, or one command.
+pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
+    let folder = tempfile::Builder::new().prefix("sidebearer-demo-").tempdir().map_err(cannot)?;
+    let servers = Servers::start().await.map_err(cannot)?;
+    let settings = settings(&servers, folder.path())?;
+    let authority = Authority::Fresh(folder.path().join("ca"));
+    let app = app::build(&settings, Options { user: UserName::default(), authority, clock: Clock::system() }).await?;
+    let inherited = |name: &str| std::env::var(name).ok();
+    let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
+    variables.push(("SIDEBEARER_DEMO_URL".to_owned(), format!("https://{API}/me")));
+
+    let story = Story::new(&servers, &app)?;
+    let (ended, stop) = oneshot::channel::<()>();
+    let sidecar = tokio::spawn(app.run(async {
+        let _ = stop.await;
+    }));
+    let code = if command.is_empty() {
+        story.tell(&variables).await
+    } else {
+        child::run(command, variables).await.map_err(CliError::from)
+    };
+    let _ = ended.send(());
+    let _ = sidecar.await;
+    code
+}
+
+/// The demo's configuration, read as anyone's would be.
+fn settings(servers: &Servers, folder: &Path) -> Result<Settings, CliError> {
+    let root = folder.join("provider.pem");
+    std::fs::write(&root, servers.root_pem()).map_err(cannot)?;
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|error| cannot(io::Error::other(error)))?;
+    let key = BASE64_STANDARD.encode(key);
+    let (root, store, at) = (root.display(), folder.join("store"), servers.address());
+    let text = format!(
+        "listen: 127.0.0.1:0
+extra_ca_files: ['{root}']
+resolve:
+  {AUTH}:443: {at}
+  {API}:443: {at}
+providers:
+  demo:
+    token_endpoint: https://{AUTH}/token
+    client_id: {CLIENT_ID}
+    client_secret: ${{CLIENT_SECRET}}
+    client_credentials: {{}}
+routes:
+  - host: {API}
+    provider: demo
+store:
+  path: '{}'
+  keys: ['${{STORE_KEY}}']
+",
+        store.display()
+    );
+    let secrets = |name: &str| match name {
+        "CLIENT_SECRET" => Some(servers.client_secret().to_owned()),
+        "STORE_KEY" => Some(key.clone()),
+        _ => None,
+    };
+    Ok(config::parse("demo.yaml", &text, &secrets)?)
+}
+
+/// What is told, and by whom it is done.
+struct Story {
+    servers: Servers,
+    /// An agent that goes to the API itself.
+    direct: Client,
+    /// The same agent with HTTPS_PROXY and the CA.
+    agent: Client,
+    proxy: String,
+    ca: String,
+    events: Receiver<Event>,
+}
+
+impl Story {
+    fn new(servers: &Servers, app: &App) -> Result<Self, CliError> {
+        let trusting = |pem: &[u8]| Ok::<_, reqwest::Error>(vec![Certificate::from_pem(pem)?]);
+        let proxy = format!("http://{}", app.address);
+        let direct = trusting(servers.root_pem().as_bytes()).and_then(|roots| {
+            Client::builder().tls_certs_only(roots).resolve(API, servers.address()).no_proxy().build()
+        });
+        let ca = std::fs::read(&app.ca_files.ca).map_err(cannot)?;
+        let agent =
+            trusting(&ca).and_then(|roots| Client::builder().tls_certs_only(roots).proxy(Proxy::all(&proxy)?).build());
+        Ok(Self {
+            servers: servers.clone(),
+            direct: direct.map_err(failed)?,
+            agent: agent.map_err(failed)?,
+            proxy,
+            ca: app.ca_files.ca.display().to_string(),
+            events: app.events.watch(),
+        })
+    }
+
+    async fn tell(mut self, variables: &[Variable]) -> Result<u8, CliError> {
+        say("sidebearer demo: an agent, a proxy, and a provider, all on this machine");
+        say(&format!("  provider  https://{AUTH}   its tokens live {} s", LIFETIME.as_secs()));
+        say(&format!("  API       https://{API}    wants a bearer token"));
+        say(&format!("  proxy     {}", self.proxy));
+
+        say("\n1. The agent calls the API by itself. It has no credential.");
+        self.call(&self.direct.clone()).await?;
+        say("\n2. The same call through the proxy, still with no credential.");
+        self.call(&self.agent.clone()).await?;
+        say("\n3. Once more: the token is in memory.");
+        self.call(&self.agent.clone()).await?;
+        say("\n4. The provider revokes the token. Nobody tells the proxy.");
+        self.servers.revoke_all();
+        say("\n5. The next call meets a 401 on its way, and the agent does not notice.");
+        self.call(&self.agent.clone()).await?;
+
+        say("\nIt stays up. Try it by hand from another terminal:");
+        say(&format!("  curl --proxy {} --cacert {} https://{API}/me", self.proxy, self.ca));
+        say(&format!("  curl --proxy {} --cacert {} -X POST https://{API}/revoke", self.proxy, self.ca));
+        say("or give an agent these variables (`sidebearer env` prints all of them, for a sidecar of yours):");
+        for (name, value) in variables.iter().filter(|(name, _)| SHOWN.contains(&name.as_str())) {
+            say(&format!("  export {name}='{value}'"));
+        }
+        say("\nWhat happens is shown here. Ctrl-C ends it.");
+        self.watch().await
+    }
+
+    /// Makes a call, and tells what the agent saw after what happened on the way.
+    async fn call(&mut self, client: &Client) -> Result<(), CliError> {
+        let url = format!("https://{API}/me");
+        let response = client.get(&url).send().await.map_err(failed)?;
+        let status = response.status();
+        let body = response.text().await.map_err(failed)?;
+        while let Ok(event) = self.events.try_recv() {
+            self.show(&event);
+        }
+        say(&format!("   agent     GET {url} -> {status} {}", body.trim()));
+        Ok(())
+    }
+
+    async fn watch(mut self) -> Result<u8, CliError> {
+        let interrupt = tokio::signal::ctrl_c();
+        tokio::pin!(interrupt);
+        loop {
+            tokio::select! {
+                _ = &mut interrupt => return Ok(0),
+                event = self.events.recv() => if let Ok(event) = event { self.show(&event) },
+            }
+        }
+    }
+
+    fn show(&self, event: &Event) {
+        match event {
+            Event::Token(token) => say(&format!("   token     {}", told(&token.what))),
+            Event::Request(request) => say(&format!("   proxy     {}", summed_up(request))),
+        }
+    }
+}
+
+fn told(what: &TokenChange) -> String {
+    match what {
+        TokenChange::Obtained { cause, lifetime, generation, took } => {
+            let lifetime = lifetime.map_or("an unknown time".to_owned(), |time| format!("{} s", time.as_secs()));
+            let why = match *cause {
+                "rejected" => "renewed, because the API rejected the last one",
+                "ahead" => "renewed ahead of its end",
+                _ => "fetched from the provider",
+            };
+            format!("{why}: number {generation}, good for {lifetime}, in {:.1} ms", took.as_secs_f64() * 1000.0)
+        }
+        TokenChange::Adopted { generation } => format!("number {generation} found in the store"),
+        TokenChange::Failed { error, .. } => format!("none: {error}"),
+        TokenChange::Rejected { generation } => format!("number {generation} was answered with 401"),
+    }
+}
+
+fn summed_up(request: &events::Request) -> String {
+    let retried = if request.retried { ", sent twice" } else { "" };
+    let token = if request.token.as_millis() == 0 { ", token from memory" } else { "" };
+    let took = request.took.as_secs_f64() * 1000.0;
+    let status = request.status.as_u16();
+    format!("{} {}{} -> {status}{retried}{token}, {took:.1} ms", request.method, request.authority, request.path)
+}
+
+fn say(line: &str) {
+    anstream::println!("{line}");
+}
+
+fn cannot(error: io::Error) -> CliError {
+    CliError::failed(format!("the demo cannot start: {error}"), "it needs loopback and a folder for temporary files")
+}
+
+fn failed(error: reqwest::Error) -> CliError {
+    CliError::failed(format!("the demo's own call failed: {error}"), "report it with this message")
+}

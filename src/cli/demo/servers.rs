@@ -1,0 +1,192 @@
+//! The demo's other side: an authorization server and an API, over TLS on loopback.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+/// The name of the authorization server.
+pub(super) const AUTH: &str = "auth.test";
+/// The name of the API.
+pub(super) const API: &str = "api.test";
+/// The one client that the authorization server knows.
+pub(super) const CLIENT_ID: &str = "demo-agent";
+/// How long a token lives.
+pub(super) const LIFETIME: Duration = Duration::from_secs(60);
+
+/// Both servers, on one port.
+#[derive(Clone)]
+pub(super) struct Servers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: SocketAddr,
+    root_pem: String,
+    client_secret: String,
+    tokens: Mutex<HashSet<(String, Instant)>>,
+}
+
+impl Servers {
+    /// Starts them.
+    pub(super) async fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let (tls, root_pem) = tls().map_err(io::Error::other)?;
+        let inner =
+            Inner { address: listener.local_addr()?, root_pem, client_secret: random()?, tokens: Mutex::default() };
+        let servers = Self { inner: Arc::new(inner) };
+        let accepting = servers.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(accepting.clone().serve(TlsAcceptor::from(tls.clone()), stream));
+            }
+        });
+        Ok(servers)
+    }
+
+    /// Where both are.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.inner.address
+    }
+
+    /// The root that their certificate is signed by.
+    pub(super) fn root_pem(&self) -> &str {
+        &self.inner.root_pem
+    }
+
+    /// The client's secret, made for this run.
+    pub(super) fn client_secret(&self) -> &str {
+        &self.inner.client_secret
+    }
+
+    /// Ends every token before its time.
+    pub(super) fn revoke_all(&self) {
+        self.tokens().clear();
+    }
+
+    async fn serve(self, tls: TlsAcceptor, stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let Ok(stream) = tls.accept(stream).await else { return };
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let service = service_fn(move |request| {
+            let servers = self.clone();
+            async move { Ok::<_, Infallible>(servers.answer(request).await) }
+        });
+        let stream = TokioIo::new(stream);
+        // A client that goes away ends its connection, and that is all.
+        let _ = match h2 {
+            true => http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await,
+            false => http1::Builder::new().serve_connection(stream, service).await,
+        };
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let host = request.uri().authority().map(|authority| authority.host().to_owned());
+        let host = host.or_else(|| Some(request.headers().get(HOST)?.to_str().ok()?.to_owned())).unwrap_or_default();
+        match (host.as_str(), request.uri().path()) {
+            (AUTH, "/token") if *request.method() == Method::POST => self.token(&request),
+            (API, path) => self.api(&request, path),
+            _ => answer(StatusCode::NOT_FOUND, &json!({ "error": "not_found" })),
+        }
+    }
+
+    /// RFC 6749 section 4.4.
+    fn token(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let expected = BASE64_STANDARD.encode(format!("{CLIENT_ID}:{}", self.client_secret()));
+        let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if given.strip_prefix("Basic ") != Some(&expected) {
+            return answer(StatusCode::UNAUTHORIZED, &json!({ "error": "invalid_client" }));
+        }
+        let Ok(token) = random() else {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "temporarily_unavailable" }));
+        };
+        self.tokens().insert((token.clone(), Instant::now() + LIFETIME));
+        let body = json!({ "access_token": token, "token_type": "Bearer", "expires_in": LIFETIME.as_secs() });
+        answer(StatusCode::OK, &body)
+    }
+
+    /// RFC 6750 section 3.
+    fn api(&self, request: &Request<Incoming>, path: &str) -> Response<Full<Bytes>> {
+        let given = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = given.and_then(|value| value.strip_prefix("Bearer "));
+        if !token.is_some_and(|token| self.is_active(token)) {
+            let error = if given.is_some() { "invalid_token" } else { "missing_token" };
+            let mut refused = answer(StatusCode::UNAUTHORIZED, &json!({ "error": error }));
+            let challenge = match given {
+                Some(_) => HeaderValue::from_static("Bearer realm=\"demo\", error=\"invalid_token\""),
+                None => HeaderValue::from_static("Bearer realm=\"demo\""),
+            };
+            refused.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            return refused;
+        }
+        match path {
+            "/me" => answer(StatusCode::OK, &json!({ "hello": CLIENT_ID, "via": format!("{:?}", request.version()) })),
+            "/revoke" if *request.method() == Method::POST => {
+                self.revoke_all();
+                answer(StatusCode::OK, &json!({ "revoked": "every token, this one too" }))
+            }
+            _ => answer(StatusCode::NOT_FOUND, &json!({ "error": "not_found", "try": ["GET /me", "POST /revoke"] })),
+        }
+    }
+
+    fn is_active(&self, token: &str) -> bool {
+        let now = Instant::now();
+        self.tokens().iter().any(|(known, end)| known == token && now < *end)
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, HashSet<(String, Instant)>> {
+        self.inner.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{body}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A certificate for both names, from a root that lives for this run.
+fn tls() -> Result<(Arc<ServerConfig>, String), Box<dyn std::error::Error + Send + Sync>> {
+    let root_key = KeyPair::generate()?;
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let root_certificate = root.self_signed(&root_key)?;
+    let key = KeyPair::generate()?;
+    let mut leaf = CertificateParams::new(vec![AUTH.to_owned(), API.to_owned()])?;
+    leaf.use_authority_key_identifier_extension = true;
+    let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok((Arc::new(config), root_certificate.pem()))
+}
+
+fn random() -> io::Result<String> {
+    let mut bytes = [0; 24];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

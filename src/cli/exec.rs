@@ -1,0 +1,54 @@
+//! `sidebearer exec -- CMD`: a command behind a sidecar of its own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use super::CliError;
+use crate::app::agent::{self, Variable};
+use crate::app::{self, Authority, Options, child};
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::names::UserName;
+use crate::routes::Routes;
+
+/// Runs a command with the variables that bring it under the proxy, and gives its exit code.
+pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString]) -> Result<u8, CliError> {
+    let settings = Settings { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..settings };
+    let folder = tempfile::Builder::new().prefix("sidebearer-").tempdir();
+    let folder = folder.map_err(|error| {
+        CliError::failed(
+            format!("cannot make a folder for the CA's files: {error}"),
+            "set TMPDIR to a folder that is writable",
+        )
+    })?;
+    let authority = Authority::Fresh(folder.path().to_owned());
+    let app = app::build(&settings, Options { user, authority, clock: Clock::system() }).await?;
+
+    let inherited = |name: &str| std::env::var(name).ok();
+    let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
+    variables.extend(agent::placeholders(&Routes::new(settings.routes.iter().cloned()), &inherited));
+    variables.extend(wgetrc(folder.path(), &app.ca_files.bundle));
+
+    let (ended, stop) = tokio::sync::oneshot::channel::<()>();
+    let sidecar = tokio::spawn(app.run(async {
+        let _ = stop.await;
+    }));
+    let code = child::run(command, variables).await;
+    let _ = ended.send(());
+    // A renewal that is under way must still become durable.
+    let _ = sidecar.await;
+    Ok(code?)
+}
+
+/// wget built on GnuTLS takes its roots from its configuration only, so it gets one, with the user's own before.
+fn wgetrc(folder: &Path, bundle: &Path) -> Option<Variable> {
+    let theirs = std::env::var_os("WGETRC").map(Into::into);
+    let theirs = theirs.or_else(|| std::env::home_dir().map(|home| home.join(".wgetrc")));
+    let mut lines = theirs.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    lines.push_str(&format!("\nca_certificate={}\n", bundle.display()));
+    let path = folder.join("wgetrc");
+    fs::write(&path, lines).ok()?;
+    Some(("WGETRC".to_owned(), path.display().to_string()))
+}

@@ -1,0 +1,41 @@
+//! `sidebearer run`: the sidecar, until it is told to stop.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::CliError;
+use crate::app::{self, Authority, Options};
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::drain::Drained;
+use crate::names::UserName;
+
+/// Runs the sidecar; 0 when it drained, 1 when it was forced.
+pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
+    let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
+    let app = app::build(settings, options).await?;
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (address, ca) = (app.address, app.ca_files.ca.display().to_string());
+    tracing::info!(%address, ca, routes = settings.routes.len(), "listening");
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; a second signal stops at once");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // What must be durable is durable before anyone sees it, so there is nothing to save here.
+            std::process::exit(1);
+        });
+    };
+    let drained = app.run(stop).await;
+    tracing::info!(clean = drained == Drained::Clean, "stopped");
+    Ok(if drained == Drained::Clean { 0 } else { 1 })
+}
+
+fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
+    signal(kind).map_err(|error| CliError::failed(format!("cannot listen for signals: {error}"), "report it"))
+}
