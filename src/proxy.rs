@@ -80,6 +80,8 @@ struct Inner {
     budget: Budget,
     /// How this process names itself in `Via`; another Sidebearer has another name.
     pseudonym: headers::Pseudonym,
+    /// Routed hosts whose tunnels failed, each told of once.
+    failing: dashmap::DashSet<Authority>,
 }
 
 /// Where a request came in.
@@ -94,7 +96,12 @@ enum Arrival {
 impl Proxy {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let inner = Inner { parts, budget: Budget::default(), pseudonym: headers::Pseudonym::random() };
+        let inner = Inner {
+            parts,
+            budget: Budget::default(),
+            pseudonym: headers::Pseudonym::random(),
+            failing: dashmap::DashSet::new(),
+        };
         Self { inner: Arc::new(inner) }
     }
 

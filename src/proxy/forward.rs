@@ -32,7 +32,7 @@ pub(super) async fn forward(
     let http = route.map(|route| route.upstream_http).unwrap_or_default();
     let origin = Origin { http, ..origin.clone() };
     let Some(route) = route else {
-        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.to_agent(proxy));
+        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.into_response(proxy));
     };
     let provider = match &route.action {
         Action::Deny => return Err(Reject::Denied(route.name.clone())),
@@ -44,7 +44,7 @@ pub(super) async fn forward(
     };
     let outgoing = Outgoing::new(proxy, request, origin);
     let answer = Authenticated { proxy, route, key, outgoing }.exchange(record).await?;
-    answer.to_agent(proxy)
+    answer.into_response(proxy)
 }
 
 /// A request that carries a token.
@@ -221,7 +221,7 @@ impl Answer {
         self.response.body_mut().read_ahead().await;
     }
 
-    fn to_agent(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
+    fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
         let mut response = self.response;
         headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
         if let Some((asked, upstream)) = self.switched {

@@ -28,11 +28,20 @@ pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority) -> 
     proxy.drain().spawn_until_forced(async move {
         let Ok(agent) = hyper::upgrade::on(request).await else { return };
         if let Err(error) = serve(&served, TokioIo::new(agent), &to).await {
-            let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
-            tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed");
+            tell(&served, &to, &error);
         }
     });
     Response::new(ResponseBody::whole(Bytes::new()))
+}
+
+/// Once for each host: an agent that does not trust the CA tries again and again.
+fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
+    if proxy.inner.failing.insert(to.clone()) {
+        let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
+        tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed; said once for this host");
+    } else {
+        tracing::debug!(authority = %to, %error, "tunnel to a routed host failed");
+    }
 }
 
 async fn serve<IO>(proxy: &Proxy, mut agent: IO, to: &Authority) -> io::Result<()>
