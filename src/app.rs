@@ -130,9 +130,14 @@ pub async fn open_store(settings: &Settings, create: bool) -> Result<Store, AppE
     Ok(Store::open(&settings.store_path, keys, create).await?)
 }
 
+/// The key file's key. It is made together with the store and never later: a store whose key is gone must not get
+/// another one.
 fn own_key(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
-    if !create {
+    if Store::exists(&settings.store_path) {
         return Ok(Keyring::load(&settings.key_path)?);
+    }
+    if !create {
+        return Err(StoreError::Missing { path: settings.store_path.clone(), log_left: false }.into());
     }
     let (keys, made) = Keyring::load_or_create(&settings.key_path)?;
     if made {

@@ -134,6 +134,11 @@ impl Store {
         .await
     }
 
+    /// Whether a store has been made in the directory `path`.
+    pub fn exists(path: &Path) -> bool {
+        sqlite::file(path).symlink_metadata().is_ok()
+    }
+
     /// One grant.
     ///
     /// # Errors
@@ -374,7 +379,9 @@ impl StoreError {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            StoreError::Missing { log_left: false, .. } => "check `store.path`".into(),
+            StoreError::Missing { log_left: false, .. } => {
+                "`sidebearer run` and `sidebearer import` make one; if there should be one, check `store.path`".into()
+            }
             StoreError::Missing { path, .. } => {
                 format!("put `{}` back from a backup, or move its `-wal` away to start anew", path.display())
             }

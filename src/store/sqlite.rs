@@ -29,7 +29,7 @@ type Result<T> = std::result::Result<T, StoreError>;
 impl Database {
     pub fn open(directory: &Path, keys: Keyring, create: bool) -> Result<Self> {
         let directory = prepare(directory, create)?;
-        let path = directory.join(FILE);
+        let path = file(&directory);
         if !is_there(&path)? {
             if !create {
                 return Err(StoreError::Missing { path, log_left: false });
@@ -337,7 +337,7 @@ fn prepare(directory: &Path, create: bool) -> Result<PathBuf> {
             Err(StoreError::Permissions { path: directory.into(), why: "is not a directory" })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !create => {
-            Err(StoreError::Missing { path: directory.join(FILE), log_left: false })
+            Err(StoreError::Missing { path: file(directory), log_left: false })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             super::make_directory(directory).and_then(|()| directory.canonicalize()).map_err(failed)
@@ -488,6 +488,11 @@ fn from_milliseconds(milliseconds: i64) -> SystemTime {
     let distance = Duration::from_millis(milliseconds.unsigned_abs());
     let time = if milliseconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     time.unwrap_or(UNIX_EPOCH)
+}
+
+/// The database file of a store's directory.
+pub(super) fn file(directory: &Path) -> PathBuf {
+    directory.join(FILE)
 }
 
 const CONNECTED: &str = "connected";
