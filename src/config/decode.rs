@@ -11,22 +11,25 @@ use serde::de::{Deserialize, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::Mistake;
-use super::locate::{Document, Entry, Node, Position, Value, is_plain, join};
+use super::locate::{Document, Entry, Node, Position, Value, join};
 
-/// The most mistakes that are looked for.
+/// The most mistakes that are told.
 const MOST: usize = 100;
 
 /// Decodes what can be, with a mistake for all that cannot; nothing if not even the whole has the right shape.
 pub(super) fn decode<T: for<'de> Deserialize<'de>>(document: &mut Document) -> (Option<T>, Vec<Mistake>) {
     let mut mistakes = Vec::new();
-    while mistakes.len() < MOST {
-        match T::deserialize(&document.root) {
+    while !document.root.broken {
+        let mistake = match T::deserialize(&document.root) {
             Ok(value) => return (Some(value), mistakes),
-            Err(problem) => mistakes.push(mark(document, problem)),
-        }
-        if document.root.broken {
+            Err(problem) => mark(document, problem),
+        };
+        if mistakes.len() == MOST {
+            let what = format!("there are more mistakes than {MOST}, and this is where the next one is");
+            mistakes.push(Mistake { what, hint: None, ..mistake });
             break;
         }
+        mistakes.push(mistake);
     }
     (None, mistakes)
 }
@@ -121,16 +124,14 @@ impl de::Error for Problem {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(format!("expected {}", list(expected, "or")), did_you_mean(variant, expected))
+        Self::new(format!("expected one of {}", list(expected)), did_you_mean(variant, expected))
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
         let spaceless = field.split_once(':').filter(|(key, _)| expected.contains(key));
         let hint = match spaceless {
             Some((key, _)) => format!("put a space after `{key}:`"),
-            None => {
-                did_you_mean(field, expected).unwrap_or_else(|| format!("the keys here are {}", list(expected, "and")))
-            }
+            None => did_you_mean(field, expected).unwrap_or_else(|| format!("the keys here are {}", list(expected))),
         };
         Self::new("unknown key", Some(hint))
     }
@@ -152,16 +153,13 @@ impl std::error::Error for Problem {}
 pub(super) fn did_you_mean(given: &str, names: &[&str]) -> Option<String> {
     let near = names.iter().map(|name| (strsim::normalized_damerau_levenshtein(given, name), name));
     let (nearness, name) = near.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (nearness >= 0.6 && is_plain(name)).then(|| format!("did you mean `{name}`?"))
+    (nearness >= 0.6).then(|| format!("did you mean `{name}`?"))
 }
 
-/// Names in a sentence.
-pub(super) fn list(names: &[&str], last: &str) -> String {
+/// Names, one after the other.
+pub(super) fn list(names: &[&str]) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    match names.split_last() {
-        Some((end, rest)) if !rest.is_empty() => format!("{} {last} {end}", rest.join(", ")),
-        _ => names.concat(),
-    }
+    names.join(", ")
 }
 
 fn name(found: Unexpected<'_>) -> &'static str {
@@ -223,7 +221,9 @@ impl<'de> Deserializer<'de> for &'de Node {
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         match &self.value {
             Value::Nothing => map(&[], visitor),
-            _ => self.deserialize_any(visitor),
+            Value::Mapping(entries) => map(entries, visitor),
+            // A derived struct would take a list for its fields in order.
+            _ => Err(de::Error::invalid_type(unexpected(self), &visitor)),
         }
     }
 
@@ -244,7 +244,10 @@ impl<'de> Deserializer<'de> for &'de Node {
     ) -> Result<V::Value, Problem> {
         match &self.value {
             Value::Text(text) => visitor.visit_enum(StrDeserializer::new(text.as_str())),
-            _ => Err(de::Error::invalid_type(unexpected(self), &list(variants, "or").as_str())),
+            _ => {
+                let one_of = format!("one of {}", list(variants));
+                Err(de::Error::invalid_type(unexpected(self), &one_of.as_str()))
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
@@ -80,7 +81,7 @@ fn replace(text: &str, environment: Environment<'_>) -> Result<(Zeroizing<String
         }
         let (name, after) = reference.split_once('}').ok_or_else(|| wrong("a `${` has no `}`", MEANT))?;
         let value = match name.strip_prefix("file:") {
-            Some(path) => file(path)?,
+            Some(path) => file(path, environment)?,
             None if is_variable(name) => variable(name, environment)?,
             None => return Err(wrong("this is neither `${NAME}` nor `${file:PATH}`", MEANT)),
         };
@@ -107,9 +108,11 @@ fn variable(name: &str, environment: Environment<'_>) -> Result<Zeroizing<String
 }
 
 /// The text of a file, without its last line's end.
-fn file(path: &str) -> Result<Zeroizing<String>, Wrong> {
+fn file(path: &str, environment: Environment<'_>) -> Result<Zeroizing<String>, Wrong> {
     let unreadable = |error: std::io::Error| Wrong { what: format!("cannot read `{path}`: {error}"), hint: None };
-    let file = File::open(path).map_err(unreadable)?;
+    let in_home = path.strip_prefix("~/").zip(environment("HOME"));
+    let place = in_home.map_or_else(|| PathBuf::from(path), |(below, home)| PathBuf::from(home).join(below));
+    let file = File::open(place).map_err(unreadable)?;
     if super::readable_by(&file.metadata().map_err(unreadable)?, 0o004) {
         let hint = format!("`chmod 600 {path}`; for a Kubernetes secret, `defaultMode: 0440`");
         return Err(wrong(format!("every user of this machine can read `{path}`"), hint));

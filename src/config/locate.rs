@@ -17,6 +17,14 @@ pub(super) const LONGEST: usize = 1 << 20;
 /// The most keys and scalar values that a file may have.
 const MOST_SCALARS: usize = 100_000;
 
+/// How deep brackets may nest: no deeper than what the YAML reader reads.
+const DEEPEST: usize = 128;
+
+/// The most lists and mappings in brackets that a file may have.
+const MOST_BRACKETS: usize = 10_000;
+
+const TOO_DEEP: &str = "this is nested too deeply";
+
 /// A line and a column, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
@@ -234,10 +242,34 @@ fn read(text: &str) -> Result<Node, Stop> {
         let hint = "save it as UTF-8 without a byte order mark";
         return Err(stop(START, "the file begins with a byte order mark", Some(hint)));
     }
+    bound_brackets(text)?;
     let mut reader = Reader { nodes: 0, last: None, stopped: None };
     let node =
         ReadNode { reader: &mut reader, under: Some(START) }.deserialize(serde_yaml::Deserializer::from_str(text));
     node.map_err(|error| reader.stopped.unwrap_or_else(|| in_our_words(text, &error)))
+}
+
+/// The YAML reader takes time by the square of how deep brackets nest, and only then says that it is too deep.
+fn bound_brackets(text: &str) -> Result<(), Stop> {
+    let (mut open, mut all) = (0_usize, 0);
+    for (index, line) in text.lines().enumerate() {
+        for (column, byte) in line.bytes().enumerate() {
+            match byte {
+                b'[' | b'{' => (open, all) = (open + 1, all + 1),
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => continue,
+            }
+            let at = Position { line: index + 1, column: column + 1 };
+            if open > DEEPEST {
+                return Err(stop(at, TOO_DEEP, None));
+            }
+            // Closed in a comment, it is not closed for the reader.
+            if all > MOST_BRACKETS {
+                return Err(stop(at, "the file has more than 10000 lists and mappings in brackets", None));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// An error of the YAML reader itself.
@@ -250,7 +282,7 @@ fn in_our_words(text: &str, error: &serde_yaml::Error) -> Stop {
         return stop(Position { line, column: 1 }, "the file holds more than one YAML document", None);
     }
     if said.starts_with("recursion limit") {
-        return stop(at, "this is nested too deeply", None);
+        return stop(at, TOO_DEEP, None);
     }
     let line = text.lines().nth(at.line - 1).unwrap_or_default();
     let hint = if line.trim_start_matches(' ').starts_with('\t') {

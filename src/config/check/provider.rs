@@ -7,7 +7,7 @@ use http::StatusCode;
 use url::{Host, Url};
 
 use super::Check;
-use crate::config::leaf::{Parsed, ProviderUrl, Resource, Scope, Status, Text};
+use crate::config::leaf::{Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text};
 use crate::config::locate::Spot;
 use crate::config::schema::{self, Entries};
 use crate::names::ProviderName;
@@ -55,22 +55,22 @@ impl Check<'_> {
             self.refuse(spot, "`client_id` is missing", "the provider gave it to you when you registered the client");
         }
         let client_auth = self.client_auth(spot, &provider);
-        let (grant, asked) = self.grant(spot, provider.client_credentials, provider.refresh_token).unzip();
-        let (target, params) = asked.unzip();
+        let asked = self.grant(spot, provider.client_credentials, provider.refresh_token);
         let default_lifetime = provider.default_lifetime.map(|Parsed(lifetime)| lifetime);
         if default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
             let hint = "leave it out if only a 401 ends a token";
             self.refuse(&spot.key("default_lifetime"), "no token lives for no time", hint);
         }
+        let Asked { grant, target, params } = asked?;
         Some(Provider {
             name: parsed.ok()?,
             endpoint: endpoint?,
             client_id: provider.client_id.map(|Parsed(Text(text))| text)?,
             client_secret: provider.client_secret.map(|Parsed(secret)| secret),
             client_auth,
-            grant: grant?,
-            target: target?,
-            params: params?,
+            grant,
+            target,
+            params,
             refresh_on: statuses(provider.refresh_on.unwrap_or_default()),
             refresh_before: provider.refresh_before.map_or(Duration::from_secs(300), |Parsed(before)| before),
             default_lifetime,
@@ -149,7 +149,7 @@ impl Check<'_> {
         spot: &Spot<'_>,
         client_credentials: Option<schema::Grant>,
         refresh_token: Option<schema::Grant>,
-    ) -> Option<(Grant, (Target, Vec<(String, String)>))> {
+    ) -> Option<Asked> {
         let client = spot.key("client_credentials");
         let user = spot.key("refresh_token");
         match (client.is_given(), user.is_given()) {
@@ -165,31 +165,39 @@ impl Check<'_> {
             }
             _ => {}
         }
-        let client = client_credentials.map(|grant| (Grant::ClientCredentials, self.asked(&client, grant)));
-        let user = refresh_token.map(|grant| (Grant::RefreshToken, self.asked(&user, grant)));
+        let client = client_credentials.map(|written| self.asked(&client, Grant::ClientCredentials, written));
+        let user = refresh_token.map(|written| self.asked(&user, Grant::RefreshToken, written));
         client.or(user)
     }
 
-    fn asked(&mut self, spot: &Spot<'_>, grant: schema::Grant) -> (Target, Vec<(String, String)>) {
+    fn asked(&mut self, spot: &Spot<'_>, grant: Grant, written: schema::Grant) -> Asked {
         let mut scopes: Vec<String> =
-            grant.scopes.unwrap_or_default().into_iter().map(|Parsed(Scope(scope))| scope).collect();
+            written.scopes.unwrap_or_default().into_iter().map(|Parsed(Scope(scope))| scope).collect();
         scopes.sort();
         scopes.dedup();
-        let resource = grant.resource.map(|list| list.0).unwrap_or_default();
+        let resource = written.resource.map(|list| list.0).unwrap_or_default();
         let target = Target {
             scopes,
-            audience: grant.audience.map(|Parsed(Text(audience))| audience),
+            audience: written.audience.map(|Parsed(Text(audience))| audience),
             resource: resource.into_iter().map(|Parsed(Resource(resource))| resource).collect(),
         };
-        let params = grant.params.map(|entries| entries.0).unwrap_or_default();
+        let params = written.params.map(|entries| entries.0).unwrap_or_default();
         for (spot, (name, _)) in spot.key("params").entries().zip(&params) {
             if OUR_PARAMETERS.contains(&name.as_str()) {
                 let hint = "`scopes`, `audience`, `resource` and the `client_` keys are for that";
                 self.refuse(&spot, "this parameter is set by other keys", hint);
             }
         }
-        (target, params.into_iter().map(|(name, value)| (name, value.0.0)).collect())
+        let params = params.into_iter().map(|(name, Parsed(Parameter(value)))| (name, value)).collect();
+        Asked { grant, target, params }
     }
+}
+
+/// A grant, and what is asked for with it.
+struct Asked {
+    grant: Grant,
+    target: Target,
+    params: Vec<(String, String)>,
 }
 
 /// The further ones: 401 says it in any case.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Check;
 use crate::config::decode::{did_you_mean, list};
 use crate::config::leaf::{Parsed, RouteHost, Text};
-use crate::config::locate::Spot;
+use crate::config::locate::{Spot, is_plain};
 use crate::config::schema;
 use crate::routes::{Action, HostPattern, Retry, Route, UpstreamHttp};
 
@@ -93,10 +93,11 @@ impl Check<'_> {
         if known.contains(&name) || providers.is_broken() {
             return;
         }
-        let hint = match did_you_mean(name, &known) {
+        let shown: Vec<&str> = known.into_iter().filter(|name| is_plain(name)).collect();
+        let hint = match did_you_mean(name, &shown) {
             Some(hint) => hint,
-            None if known.is_empty() => "add it under `providers`".to_owned(),
-            None => format!("providers are {}", list(&known, "and")),
+            None if shown.is_empty() => "add it under `providers`".to_owned(),
+            None => format!("providers are {}", list(&shown)),
         };
         // What was put in from outside may be a secret in the wrong place.
         let what = match spot.is_replaced() {
