@@ -1,5 +1,6 @@
 //! The variables that bring an agent's clients under the proxy, as measured client by client.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -58,6 +59,17 @@ pub fn placeholders(routes: &Routes, inherited: &dyn Fn(&str) -> Option<String>)
     let routed = |host: &str| host.parse::<Host>().is_ok_and(|host| routes.names(&host));
     let wanted = PLACEHOLDERS.iter().filter(|(name, host)| inherited(name).is_none() && routed(host));
     wanted.map(|(name, _)| ((*name).to_owned(), PLACEHOLDER.to_owned())).collect()
+}
+
+/// wget built on GnuTLS takes its roots from its configuration only, so it gets one, with the user's own before.
+pub fn wgetrc(folder: &Path, bundle: &Path) -> Option<Variable> {
+    let theirs = std::env::var_os("WGETRC").map(Into::into);
+    let theirs = theirs.or_else(|| std::env::home_dir().map(|home| home.join(".wgetrc")));
+    let mut lines = theirs.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    lines.push_str(&format!("\nca_certificate={}\n", bundle.display()));
+    let path = folder.join("wgetrc");
+    fs::write(&path, lines).ok()?;
+    Some(("WGETRC".to_owned(), text(&path)))
 }
 
 fn no_proxy(inherited: &dyn Fn(&str) -> Option<String>) -> String {

@@ -1,12 +1,10 @@
 //! `sidebearer exec -- CMD`: a command behind a sidecar of its own.
 
 use std::ffi::OsString;
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 
 use super::CliError;
-use crate::app::agent::{self, Variable};
+use crate::app::agent;
 use crate::app::{self, Authority, Options, child};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -29,7 +27,7 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
     let inherited = |name: &str| std::env::var(name).ok();
     let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
     variables.extend(agent::placeholders(&Routes::new(settings.routes.iter().cloned()), &inherited));
-    variables.extend(wgetrc(folder.path(), &app.ca_files.bundle));
+    variables.extend(agent::wgetrc(folder.path(), &app.ca_files.bundle));
 
     let (ended, stop) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(app.run(async {
@@ -40,15 +38,4 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
     // A renewal that is under way must still become durable.
     let _ = sidecar.await;
     Ok(code?)
-}
-
-/// wget built on GnuTLS takes its roots from its configuration only, so it gets one, with the user's own before.
-fn wgetrc(folder: &Path, bundle: &Path) -> Option<Variable> {
-    let theirs = std::env::var_os("WGETRC").map(Into::into);
-    let theirs = theirs.or_else(|| std::env::home_dir().map(|home| home.join(".wgetrc")));
-    let mut lines = theirs.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-    lines.push_str(&format!("\nca_certificate={}\n", bundle.display()));
-    let path = folder.join("wgetrc");
-    fs::write(&path, lines).ok()?;
-    Some(("WGETRC".to_owned(), path.display().to_string()))
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -31,8 +32,12 @@ pub(super) async fn forward(
     record.route = route.map(|route| route.name.clone());
     let http = route.map(|route| route.upstream_http).unwrap_or_default();
     let origin = Origin { http, ..origin.clone() };
+    let method = request.method().clone();
     let Some(route) = route else {
-        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.into_response(proxy));
+        return Outgoing::new(proxy, request, origin)
+            .send(None)
+            .await
+            .and_then(|answer| answer.into_response(proxy, &method));
     };
     let provider = match &route.action {
         Action::Deny => return Err(Reject::Denied(route.name.clone())),
@@ -44,7 +49,7 @@ pub(super) async fn forward(
     };
     let outgoing = Outgoing::new(proxy, request, origin);
     let answer = Authenticated { proxy, route, key, outgoing }.exchange(record).await?;
-    answer.into_response(proxy)
+    answer.into_response(proxy, &method)
 }
 
 /// A request that carries a token.
@@ -221,8 +226,13 @@ impl Answer {
         self.response.body_mut().read_ahead().await;
     }
 
-    fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
+    fn into_response(self, proxy: &Proxy, method: &Method) -> Result<Response<ResponseBody>, Reject> {
         let mut response = self.response;
+        let status = response.status();
+        if *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+            // On HTTP/2 a server can send one all the same, which clients take for an attack (RFC 9110 section 6.4.1).
+            *response.body_mut() = ResponseBody::whole(Bytes::new());
+        }
         headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
         if let Some((asked, upstream)) = self.switched {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

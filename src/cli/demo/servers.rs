@@ -103,11 +103,13 @@ impl Servers {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let host = request.uri().authority().map(|authority| authority.host().to_owned());
         let host = host.or_else(|| Some(request.headers().get(HOST)?.to_str().ok()?.to_owned())).unwrap_or_default();
-        match (host.as_str(), request.uri().path()) {
+        let answer = match (host.as_str(), request.uri().path()) {
             (AUTH, "/token") if *request.method() == Method::POST => self.token(&request),
             (API, path) => self.api(&request, path),
             _ => answer(StatusCode::NOT_FOUND, &json!({ "error": "not_found" })),
-        }
+        };
+        // hyper leaves that to the service on HTTP/2.
+        if *request.method() == Method::HEAD { answer.map(|_| Full::default()) } else { answer }
     }
 
     /// RFC 6749 section 4.4.
