@@ -523,6 +523,10 @@ store: { path: /store, keys: ['${KEY}'] }
                 "1:1: the file begins with a byte order mark\nhint: save it as UTF-8 without a byte order mark",
             ),
             ("drain: !x 1s".into(), "1:1: a YAML tag, `!`, is not read here\nhint: quote a value that begins with `!`"),
+            (
+                "listen: [::1]:1".into(),
+                "1:10: this is not YAML: did not find expected node content\nhint: quote an IPv6 address, as in `\"[::1]:3128\"`",
+            ),
             ("[a]: 1".into(), "1:1: after this, a key is neither a word nor a quoted string"),
             ("[1, 2]".into(), "1:1: expected a mapping, found a list"),
             ("drain".into(), "1:1: expected a mapping, found a string"),
@@ -906,6 +910,7 @@ store: { path: /store, keys: ['${KEY}'] }
         assert_eq!(schema["additionalProperties"], false);
         assert_eq!(schema["properties"]["drain"]["type"], "string");
         assert_eq!(schema["$defs"]["Provider"]["required"], serde_json::json!(["client_id"]));
+        assert_eq!(schema["$defs"]["Provider"]["properties"]["token_url"]["type"], "string");
         assert_eq!(schema["$defs"]["Route"]["required"], serde_json::json!(["host"]));
     }
 }

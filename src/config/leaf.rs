@@ -38,7 +38,7 @@ pub(super) trait Leaf: Sized {
         None
     }
 
-    /// Its JSON Schema.
+    /// Its JSON Schema, which lets `${VAR}` pass wherever a string may be.
     fn schema() -> Schema {
         json_schema!({ "type": "string" })
     }
@@ -226,7 +226,7 @@ impl Leaf for Duration {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h)$" })
+        json_schema!({ "type": "string", "pattern": r"^[0-9]+(ms|s|m|h)$|\$\{" })
     }
 }
 
@@ -263,7 +263,7 @@ impl Leaf for Size {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": ["string", "integer"], "pattern": "^[0-9]+([KMG]iB)?$", "minimum": 0 })
+        json_schema!({ "type": ["string", "integer"], "pattern": r"^[0-9]+([KMG]iB)?$|\$\{", "minimum": 0 })
     }
 }
 
@@ -346,10 +346,6 @@ impl Leaf for ProviderUrl {
             return because("a URL of a provider has no `#`", None);
         }
         Ok(Self(url))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "format": "uri" })
     }
 }
 

@@ -289,6 +289,8 @@ fn in_our_words(text: &str, error: &serde_yaml::Error) -> Stop {
         Some("indent with spaces, not with tabs")
     } else if said.contains("alias") || said.contains("anchor") {
         Some("quote a value that begins with `*` or `&`, as in `\"*.example.com\"`")
+    } else if line.contains("[::") {
+        Some("quote an IPv6 address, as in `\"[::1]:3128\"`")
     } else {
         None
     };

@@ -68,6 +68,7 @@ pub(super) struct Store {
 /// An authorization server, as one client sees it.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping")]
+#[schemars(transform = with_token_url)]
 pub(super) struct Provider {
     /// Where tokens come from (RFC 6749 section 3.2).
     #[serde(alias = "token_url")]
@@ -263,6 +264,14 @@ impl<T: JsonSchema> JsonSchema for OneOrMore<T> {
 pub(super) fn json_schema() -> serde_json::Value {
     let settings = SchemaSettings::draft2020_12().with_transform(RecursiveTransform(no_null_scalars));
     settings.into_generator().into_root_schema_for::<File>().to_value()
+}
+
+/// The other name of `token_endpoint`, which schemars does not take over from serde.
+fn with_token_url(schema: &mut Schema) {
+    let Some(serde_json::Value::Object(keys)) = schema.get_mut("properties") else { return };
+    if let Some(endpoint) = keys.get("token_endpoint").cloned() {
+        keys.insert("token_url".to_owned(), endpoint);
+    }
 }
 
 /// An optional key may be left out; only a list or a mapping may be there with nothing in it.
