@@ -572,6 +572,10 @@ store: { path: /store, keys: ['${KEY}'] }
             "listen: ${SECRET}".into(),
             "store: {keys: ['${SHORT_KEY}', hunter2]}".into(),
             "unmatched: ${SECRET}".into(),
+            "drain: !!int hunter2".into(),
+            "drain: !!null hunter2".into(),
+            "drain: !hunter2 1s".into(),
+            "drain: *hunter2".into(),
             "hunter2".into(),
             "${SECRET}".into(),
         ] {
@@ -814,6 +818,10 @@ store: { path: /store, keys: ['${KEY}'] }
             let said = mistakes(&(provider(&["refresh_token:"]) + &format!("routes:\n- {route}")));
             assert!(said.starts_with(&format!("proxy.yaml:7:{expected}")), "{route}: {said}");
         }
+        assert_eq!(
+            mistakes("providers: 7\nroutes: [{host: a.test, provider: a}]"),
+            "proxy.yaml:1:12: providers: expected a mapping, found a number"
+        );
         // A mistake in a provider is not held against the routes that name it.
         let broken = "providers: {a: 7}\nroutes: [1, {host: a.test, provider: a}, {host: b.test, provider: b}]";
         let said = mistakes(broken);

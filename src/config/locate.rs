@@ -284,6 +284,10 @@ fn in_our_words(text: &str, error: &serde_yaml::Error) -> Stop {
     if said.starts_with("recursion limit") {
         return stop(at, TOO_DEEP, None);
     }
+    if said.contains("invalid value: ") || said.contains("invalid type: ") {
+        // Its text shows the value.
+        return stop(at, "this is not what its YAML tag says", Some("leave out the tag that begins with `!!`"));
+    }
     let line = text.lines().nth(at.line - 1).unwrap_or_default();
     let hint = if line.trim_start_matches(' ').starts_with('\t') {
         Some("indent with spaces, not with tabs")
