@@ -1,5 +1,6 @@
 //! The agent's side: takes its connections, reads its requests, and gives each to the file that answers it.
 
+mod admit;
 mod body;
 mod forward;
 mod headers;
@@ -10,7 +11,7 @@ mod tunnel;
 mod wire;
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,17 +145,7 @@ impl Proxy {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(wire::Strict::new(io)), service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain().started() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "agent connection ended");
-        }
+        self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
     }
 
     /// Reads HTTP/2 requests from a connection until it ends.
@@ -171,11 +162,19 @@ impl Proxy {
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD as u32)
             .serve_connection(TokioIo::new(io), service);
+        self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
+    }
+
+    /// Serves a connection to its end; when the stop begins, only what is under way on it.
+    async fn until_stopped<C>(&self, connection: C, wind_down: fn(Pin<&mut C>))
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.drain().started() => {
-                connection.as_mut().graceful_shutdown();
+                wind_down(connection.as_mut());
                 connection.await
             }
         };
@@ -205,7 +204,7 @@ impl Proxy {
         arrival: Arrival,
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Reject> {
-        headers::check(&request, &self.inner.pseudonym)?;
+        admit::check(&request, &self.inner.pseudonym)?;
         let origin = match arrival {
             Arrival::Tunnel(origin) => {
                 target::agrees(&request, &origin.authority)?;

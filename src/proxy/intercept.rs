@@ -1,26 +1,21 @@
 //! Answers a provider's TLS in its place, and reads the requests inside.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::ResponseBody;
 use super::{Arrival, Proxy};
 use crate::host::{Authority, Host};
 use crate::upstream::Origin;
 
-/// For the first byte and for the handshake, each.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The first byte of a TLS record that holds a ClientHello (RFC 8446 section 5.1).
-const TLS_HANDSHAKE: u8 = 0x16;
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
 pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority) -> Response<ResponseBody> {
@@ -44,80 +39,31 @@ fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
     }
 }
 
-async fn serve<IO>(proxy: &Proxy, mut agent: IO, to: &Authority) -> io::Result<()>
+async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let first = tokio::time::timeout(PATIENCE, agent.read_u8()).await;
-    let first = match first.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no byte within 10 s"))? {
-        Ok(first) => first,
-        // Opened for later use, and closed unused.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let agent = Pushed { first: Some(first), io: agent };
     let plaintext = proxy.parts().routes.plaintext(to);
-    let origin = Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() });
-    match (&to.host, first == TLS_HANDSHAKE) {
-        (Host::Name(name), true) if !plaintext => {
-            let now = proxy.parts().clock.now().wall;
-            let accepted = tokio::time::timeout(PATIENCE, proxy.parts().ca.accept(name, agent, now)).await;
-            let agent =
-                accepted.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake within 10 s"))??;
-            match agent.get_ref().1.alpn_protocol() {
-                Some(b"h2") => proxy.serve_h2(agent, Arrival::Tunnel(origin)).await,
-                _ => proxy.serve_h1(agent, Arrival::Tunnel(origin)).await,
-            }
-        }
+    let arrival = Arrival::Tunnel(Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() }));
+    let name = match &to.host {
+        Host::Name(name) if !plaintext => name,
         // Node's fetch sends `http://` URLs this way.
-        (_, false) if plaintext => proxy.serve_h1(agent, Arrival::Tunnel(origin)).await,
         _ => {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not TLS where the route says TLS, or the reverse"));
+            proxy.serve_h1(agent, arrival).await;
+            return Ok(());
         }
+    };
+    let handshake = proxy.parts().ca.accept(name, agent, proxy.parts().clock.now().wall);
+    let agent = match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(agent)) => agent,
+        // Opened for later use, and closed unused.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake within 10 s")),
+    };
+    match agent.get_ref().1.alpn_protocol() {
+        Some(b"h2") => proxy.serve_h2(agent, arrival).await,
+        _ => proxy.serve_h1(agent, arrival).await,
     }
     Ok(())
-}
-
-/// A connection with its first byte put back.
-struct Pushed<IO> {
-    first: Option<u8>,
-    io: IO,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Pushed<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if buffer.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buffer.put_slice(&[first]);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.io).poll_read(cx, buffer)
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Pushed<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
 }
