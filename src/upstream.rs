@@ -192,7 +192,10 @@ pub enum UpstreamError {
     /// The agent's body broke off.
     #[error("the request's body broke off")]
     RequestBody,
-    /// The connection closed, or what came is not HTTP.
+    /// The connection closed before an answer came.
+    #[error("the upstream closed the connection without an answer")]
+    Closed,
+    /// What came is not HTTP.
     #[error("the upstream's answer is broken: {0}")]
     Protocol(String),
 }
@@ -212,7 +215,7 @@ impl UpstreamError {
             UpstreamError::Certificate(_) => "tls_certificate_error",
             UpstreamError::Tls(_) => "tls_protocol_error",
             UpstreamError::Loop => "proxy_loop_detected",
-            UpstreamError::Unprocessed => "connection_terminated",
+            UpstreamError::Unprocessed | UpstreamError::Closed => "connection_terminated",
             UpstreamError::RequestBody => "http_request_error",
             UpstreamError::Protocol(_) => "http_protocol_error",
         }
@@ -252,6 +255,16 @@ impl UpstreamError {
         }
         if error.is_user() {
             return UpstreamError::RequestBody;
+        }
+        let reset = |io: &std::io::Error| {
+            matches!(io.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
+        };
+        if error.is_incomplete_message()
+            || error.is_canceled()
+            || error.is_closed()
+            || root_io(error).is_some_and(reset)
+        {
+            return UpstreamError::Closed;
         }
         UpstreamError::Protocol(error.to_string())
     }

@@ -18,8 +18,8 @@ use crate::routes::{Action, Retry, Route};
 use crate::tokens::{Bearer, Key, NoRenewal};
 use crate::upstream::{Origin, UpstreamError};
 
-/// Tries on other connections when an upstream certainly did nothing; apart from the one that a 401 brings.
-const UNPROCESSED_TRIES: u32 = 2;
+/// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
+const RESENDS: u32 = 2;
 
 /// Sends a request on, with what its route says.
 pub(super) async fn forward(
@@ -165,17 +165,23 @@ impl<'a> Outgoing<'a> {
         Self { proxy, origin, head, body, upgrade }
     }
 
-    /// Sends it, again on another connection where the upstream certainly did nothing with it (SEMANTICS C6).
+    /// Sends it, again on another connection where that does no harm (SEMANTICS C6).
     async fn send(&mut self, bearer: Option<&Bearer>) -> Result<Answer, Reject> {
-        let mut left = UNPROCESSED_TRIES;
+        let mut left = RESENDS;
         loop {
             match self.send_once(bearer).await {
-                Err(error) if error.unprocessed() && left > 0 && self.body.is_whole() => left -= 1,
+                Err(error) if left > 0 && self.may_resend(&error) => left -= 1,
                 Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return self.switched(response),
                 Ok(response) => return Ok(Answer { response, switched: None }),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
+    fn may_resend(&self, error: &UpstreamError) -> bool {
+        let closed = *error == UpstreamError::Closed && self.head.method.is_idempotent();
+        self.body.is_whole() && (error.unprocessed() || closed)
     }
 
     async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Response<ResponseBody>, UpstreamError> {

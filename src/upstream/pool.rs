@@ -32,6 +32,8 @@ const REAP_EVERY: Duration = Duration::from_secs(5);
 const H2_CONNECTIONS: usize = 8;
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 8 << 20;
+/// How many connections may close, one after the other, before a byte of a request is written to them.
+const UNSENT_TRIES: u32 = 3;
 const MAX_HEADERS: usize = 256;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 
@@ -87,7 +89,7 @@ struct Streams {
 
 /// A connection that can take a request.
 enum Ready {
-    H1 { sender: H1, reused: bool },
+    H1 { sender: H1 },
     H2 { sender: H2, stream: Stream },
 }
 
@@ -107,9 +109,9 @@ impl Pool {
         mut request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
         let connections = self.connections(origin);
-        loop {
+        for _ in 0..UNSENT_TRIES {
             let sent = match self.ready(origin, &connections).await? {
-                Ready::H1 { sender, reused } => send_h1(origin, &connections, sender, request, reused).await,
+                Ready::H1 { sender } => send_h1(origin, &connections, sender, request).await,
                 Ready::H2 { sender, stream } => send_h2(origin, sender, stream, request).await,
             };
             match sent {
@@ -119,6 +121,7 @@ impl Pool {
                 Err(Unsent::Failed(error)) => return Err(error),
             }
         }
+        Err(UpstreamError::Closed)
     }
 
     pub(super) async fn send_alone(
@@ -127,13 +130,13 @@ impl Pool {
         request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
-        let Ready::H1 { sender, .. } = self.open(&origin).await? else {
+        let Ready::H1 { sender } = self.open(&origin).await? else {
             return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));
         };
-        match send_h1(&origin, &Arc::default(), sender, request, false).await {
+        match send_h1(&origin, &Arc::default(), sender, request).await {
             Ok(response) => Ok(response),
             Err(Unsent::Failed(error)) => Err(error),
-            Err(Unsent::Whole(_)) => Err(UpstreamError::Protocol("the connection closed at once".into())),
+            Err(Unsent::Whole(_)) => Err(UpstreamError::Closed),
         }
     }
 
@@ -210,7 +213,7 @@ impl State {
     fn take(&mut self) -> Option<Ready> {
         self.drop_stale(Instant::now());
         if let Some(place) = self.h1.iter().rposition(|idle| idle.sender.is_ready()) {
-            return Some(Ready::H1 { sender: self.h1.remove(place).sender, reused: true });
+            return Some(Ready::H1 { sender: self.h1.remove(place).sender });
         }
         let free = |shared: &SharedH2| shared.streams.open() < shared.streams.allowed.load(Ordering::Relaxed);
         let full = self.h2.len() >= H2_CONNECTIONS;
@@ -259,7 +262,6 @@ async fn send_h1(
     connections: &Arc<Connections>,
     mut sender: H1,
     mut request: Request<RequestBody>,
-    reused: bool,
 ) -> Result<Pooled, Unsent> {
     let default_port = if origin.plaintext { 80 } else { 443 };
     let host = HeaderValue::try_from(origin.authority.without_default(default_port));
@@ -269,8 +271,8 @@ async fn send_h1(
         Ok(response) => response,
         Err(mut error) => {
             return Err(match error.take_message() {
-                Some(unsent) if reused => Unsent::Whole(Box::new(unsent)),
-                _ => Unsent::Failed(UpstreamError::from_hyper(error.error())),
+                Some(unsent) => Unsent::Whole(Box::new(unsent)),
+                None => Unsent::Failed(UpstreamError::from_hyper(error.error())),
             });
         }
     };
@@ -287,6 +289,7 @@ async fn send_h2(
 ) -> Result<Pooled, Unsent> {
     request.headers_mut().remove(HOST);
     *request.version_mut() = Version::HTTP_2;
+    let path = request.uri().clone();
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.scheme = Some(http::uri::Scheme::HTTPS);
     parts.authority = origin.authority.without_default(443).parse().ok();
@@ -294,7 +297,13 @@ async fn send_h2(
         http::Uri::from_parts(parts).map_err(|_| Unsent::Failed(UpstreamError::Protocol("unusable URI".into())))?;
     match sender.try_send_request(request).await {
         Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, None, Some(stream)))),
-        Err(error) => Err(Unsent::Failed(UpstreamError::from_hyper(error.error()))),
+        Err(mut error) => Err(match error.take_message() {
+            Some(mut unsent) => {
+                *unsent.uri_mut() = path;
+                Unsent::Whole(Box::new(unsent))
+            }
+            None => Unsent::Failed(UpstreamError::from_hyper(error.error())),
+        }),
     }
 }
 
@@ -323,7 +332,7 @@ where
             tracing::debug!(%error, "upstream connection ended");
         }
     });
-    Ok(Ready::H1 { sender, reused: false })
+    Ok(Ready::H1 { sender })
 }
 
 async fn handshake_h2<IO>(io: IO) -> Result<Ready, UpstreamError>
