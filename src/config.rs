@@ -354,7 +354,7 @@ store: { path: /store, keys: ['${KEY}'] }
         assert_eq!(one.target.scopes, ["a", "b"]);
         assert_eq!(one.target.audience.as_deref(), Some("aud"));
         assert_eq!(one.target.resource, ["https://r.test/1", "urn:two"]);
-        assert_eq!(one.params, [("tenant".to_owned(), "t".to_owned())]);
+        assert_eq!(one.params, [("tenant".to_owned(), Secret::new("t"))]);
         assert_eq!(one.refresh_on, [http::StatusCode::FORBIDDEN]);
         assert_eq!(one.refresh_before, Duration::from_secs(60));
         assert_eq!(one.default_lifetime, Some(Duration::from_secs(3600)));

@@ -30,8 +30,8 @@ pub struct Provider {
     pub grant: Grant,
     /// What is asked for.
     pub target: Target,
-    /// Further form parameters of a token request, as the provider wants them.
-    pub params: Vec<(String, String)>,
+    /// Further form parameters of a token request, as the provider wants them; some providers put secrets there.
+    pub params: Vec<(String, Secret)>,
     /// Which answers, besides 401, say that a token is no longer good (SEMANTICS C1).
     pub refresh_on: Vec<StatusCode>,
     /// How long before its end a token is renewed, at most.

@@ -44,7 +44,7 @@ pub fn request(provider: &Provider, token_endpoint: &Url, ask: Ask<'_>) -> Token
     }
     fields.extend(provider.target.audience.iter().map(|audience| ("audience", audience.as_str())));
     fields.extend(provider.target.resource.iter().map(|resource| ("resource", resource.as_str())));
-    fields.extend(provider.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    fields.extend(provider.params.iter().map(|(name, value)| (name.as_str(), value.expose())));
 
     let secret = provider.client_secret.as_ref().map(Secret::expose);
     let authorization = match provider.client_auth {
@@ -144,7 +144,7 @@ mod tests {
         let mut acme = provider(ClientAuth::Basic);
         acme.target.audience = Some("https://api.test".into());
         acme.target.resource = vec!["https://a.test/".into(), "https://b.test/".into()];
-        acme.params = vec![("tenant".into(), "1 2".into())];
+        acme.params = vec![("tenant".into(), Secret::new("1 2"))];
         let fields = "grant_type=client_credentials&audience=https%3A%2F%2Fapi.test\
                       &resource=https%3A%2F%2Fa.test%2F&resource=https%3A%2F%2Fb.test%2F&tenant=1+2";
         assert_eq!(sent(&acme, Ask::ClientCredentials), fields);

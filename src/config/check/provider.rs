@@ -12,6 +12,7 @@ use crate::config::locate::Spot;
 use crate::config::schema::{self, Entries};
 use crate::names::ProviderName;
 use crate::oauth::{ClientAuth, Endpoint, Grant, Provider, Target};
+use crate::secret::Secret;
 
 /// The parameters of a token request that are made from other keys, or from none.
 const OUR_PARAMETERS: [&str; 12] = [
@@ -188,7 +189,7 @@ impl Check<'_> {
                 self.refuse(&spot, "this parameter is set by other keys", hint);
             }
         }
-        let params = params.into_iter().map(|(name, Parsed(Parameter(value)))| (name, value)).collect();
+        let params = params.into_iter().map(|(name, Parsed(Parameter(value)))| (name, Secret::new(value))).collect();
         Asked { grant, target, params }
     }
 }
@@ -197,7 +198,7 @@ impl Check<'_> {
 struct Asked {
     grant: Grant,
     target: Target,
-    params: Vec<(String, String)>,
+    params: Vec<(String, Secret)>,
 }
 
 /// The further ones: 401 says it in any case.
