@@ -1,0 +1,121 @@
+// The protected API: asks the provider about every token it is shown, and echoes what else it was sent.
+
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import http2 from 'node:http2';
+import https from 'node:https';
+
+const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`;
+
+export function createApi(world, certificate, { authPort, ca, gitRoot }) {
+  const agent = new https.Agent({ keepAlive: true, maxSockets: 16 });
+  const server = http2.createSecureServer({ ...certificate, allowHTTP1: true });
+  server.on('sessionError', () => {});
+  server.on('request', async (request, response) => {
+    request.on('error', () => {});
+    response.on('error', () => {});
+    try {
+      await answer(request, response);
+    } catch (error) {
+      console.error(error);
+      response.destroy();
+    }
+  });
+  return server;
+
+  async function answer(request, response) {
+    world.api.requests += 1;
+    const id = request.headers['x-request-id'];
+    if (id) world.tries.set(id, (world.tries.get(id) ?? 0) + 1);
+    await world.heldTogether();
+    const token = bearer(request);
+    if (!token || !(await active(token))) {
+      world.api.refused += 1;
+      const challenge = token ? 'Bearer realm="api", error="invalid_token"' : 'Bearer realm="api"';
+      response.writeHead(401, { 'www-authenticate': challenge, 'content-type': 'text/plain' });
+      response.end('the api does not know this token\n');
+      return;
+    }
+    world.api.authorized += 1;
+    if (request.url.startsWith('/git/')) git(request, response, gitRoot);
+    else await echo(request, response, token);
+  }
+
+  function active(token) {
+    return new Promise((resolve, reject) => {
+      const body = new URLSearchParams({ token }).toString();
+      const call = https.request({
+        agent, ca, host: '127.0.0.1', port: authPort, servername: 'auth.test', method: 'POST', path: '/token/introspection',
+        headers: { host: 'auth.test', authorization: INTROSPECTOR, 'content-type': 'application/x-www-form-urlencoded' },
+      }, async (answer) => {
+        let text = '';
+        for await (const chunk of answer) text += chunk;
+        if (answer.statusCode === 200) resolve(JSON.parse(text).active);
+        else reject(new Error(`introspection answered ${answer.statusCode}: ${text}`));
+      });
+      call.on('error', reject).end(body);
+    });
+  }
+}
+
+function bearer(request) {
+  return /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1];
+}
+
+async function echo(request, response, token) {
+  const body = createHash('sha256');
+  let length = 0;
+  for await (const chunk of request) {
+    body.update(chunk);
+    length += chunk.length;
+  }
+  const names = request.rawHeaders.filter((_, index) => index % 2 === 0).map((name) => name.toLowerCase());
+  response.setHeader('content-type', 'application/json');
+  response.end(`${JSON.stringify({
+    method: request.method,
+    path: request.url,
+    httpVersion: request.httpVersion,
+    host: request.headers[':authority'] ?? request.headers.host,
+    headers: names.filter((name) => !name.startsWith(':')),
+    authorizations: names.filter((name) => name === 'authorization').length,
+    token: createHash('sha256').update(token).digest('hex').slice(0, 16),
+    bodyLength: length,
+    bodySha256: body.digest('hex'),
+  })}\n`);
+}
+
+// Git's own smart HTTP server, over CGI (RFC 3875).
+function git(request, response, root) {
+  const url = new URL(request.url, 'https://api.test');
+  const backend = spawn('git', ['http-backend'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+    env: {
+      PATH: process.env.PATH,
+      GIT_PROJECT_ROOT: root,
+      GIT_HTTP_EXPORT_ALL: '1',
+      GIT_PROTOCOL: request.headers['git-protocol'] ?? '',
+      REQUEST_METHOD: request.method,
+      PATH_INFO: url.pathname.slice('/git'.length),
+      QUERY_STRING: url.search.slice(1),
+      CONTENT_TYPE: request.headers['content-type'] ?? '',
+      HTTP_CONTENT_ENCODING: request.headers['content-encoding'] ?? '',
+    },
+  });
+  backend.stdin.on('error', () => {});
+  request.pipe(backend.stdin);
+  let head = Buffer.alloc(0);
+  const readHead = (chunk) => {
+    head = Buffer.concat([head, chunk]);
+    const end = head.indexOf('\r\n\r\n');
+    if (end < 0) return;
+    backend.stdout.off('data', readHead);
+    for (const line of head.subarray(0, end).toString().split('\r\n')) {
+      const [name, value] = line.split(/: */);
+      if (name === 'Status') response.statusCode = parseInt(value, 10);
+      else response.setHeader(name, value);
+    }
+    response.write(head.subarray(end + 4));
+    backend.stdout.pipe(response);
+  };
+  backend.stdout.on('data', readHead);
+}

@@ -1,0 +1,26 @@
+// How the tests talk to the servers: plain HTTP on loopback, which clients send past the proxy.
+
+export function createControl(world) {
+  const actions = {
+    'GET /report': () => world.report(),
+    'GET /issued': () => world.issued,
+    'POST /reset': () => world.reset(),
+    'POST /revoke': () => world.revokeAccessTokens(),
+    'POST /set': (wish) => { Object.assign(world, wish); },
+    'POST /hold': ({ count }) => world.holdRequests(count),
+    'POST /kill': (wish) => { world.kill = wish; },
+    'POST /refresh-token': ({ client, scope }) => world.mint(client, scope),
+  };
+  return async (request, response) => {
+    let text = '';
+    for await (const chunk of request) text += chunk;
+    const action = actions[`${request.method} ${request.url}`];
+    if (!action) {
+      response.writeHead(404).end();
+      return;
+    }
+    const result = await action(text ? JSON.parse(text) : {});
+    response.setHeader('content-type', 'application/json');
+    response.end(JSON.stringify(result ?? null));
+  };
+}

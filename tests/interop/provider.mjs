@@ -1,0 +1,166 @@
+// The authorization server: the certified `oidc-provider`, strict about rotation and about form-urlencoded credentials.
+
+import { createHash, generateKeyPairSync } from 'node:crypto';
+
+import { Provider } from 'oidc-provider';
+
+export const ISSUER = 'https://auth.test';
+const USER = 'alice';
+const GRANT_TYPES = ['authorization_code', 'refresh_token', 'client_credentials'];
+
+// Every character here means something else when RFC 6749 2.3.1's form-urlencoding is left out.
+const ODD = { client_id: 'agent:7 +%41&=', client_secret: 'p%2B: +&="/?#\\~' };
+const CLIENTS = [
+  { client_id: 'basic', client_secret: 'basic-canary-secret-5f1c', token_endpoint_auth_method: 'client_secret_basic' },
+  { client_id: 'post', client_secret: 'post-canary-secret-77ab', token_endpoint_auth_method: 'client_secret_post' },
+  { ...ODD, token_endpoint_auth_method: 'client_secret_basic' },
+  { client_id: 'public', token_endpoint_auth_method: 'none', grant_types: ['authorization_code', 'refresh_token'] },
+  { client_id: 'api', client_secret: 'api-secret', token_endpoint_auth_method: 'client_secret_basic' },
+];
+
+export async function createProvider(world) {
+  const provider = new Provider(ISSUER, configuration(world));
+  watch(provider, world);
+  world.mint = (clientId, scope) => mint(provider, clientId, scope);
+  const handle = provider.callback();
+  return (request, response) => {
+    if (!world.rfc8414 && request.url === '/.well-known/oauth-authorization-server') {
+      response.writeHead(404).end();
+      return;
+    }
+    if (request.url === '/token') {
+      world.lastTokenRequest = { authorization: (request.headers.authorization ?? '').split(' ')[0] };
+      if (world.kill) killAround(response, world);
+    }
+    handle(request, response);
+  };
+}
+
+function configuration(world) {
+  const signing = generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' });
+  return {
+    adapter: (model) => new Rows(model, world),
+    clients: CLIENTS.map((client) => ({
+      grant_types: GRANT_TYPES,
+      response_types: ['code'],
+      redirect_uris: ['https://agent.test/callback'],
+      id_token_signed_response_alg: 'ES256',
+      ...client,
+    })),
+    jwks: { keys: [{ ...signing, alg: 'ES256', use: 'sig' }] },
+    cookies: { keys: ['only for interactions, which these tests have none of'] },
+    scopes: ['openid', 'offline_access', 'read', 'write'],
+    features: {
+      clientCredentials: { enabled: true },
+      devInteractions: { enabled: false },
+      introspection: { enabled: true, allowedPolicy: () => true },
+      resourceIndicators: {
+        enabled: true,
+        defaultResource: () => undefined,
+        getResourceServerInfo: () => ({ scope: 'read write', accessTokenFormat: 'opaque' }),
+        useGrantedResource: () => true,
+      },
+      revocation: { enabled: true, allowedPolicy: () => true },
+    },
+    findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
+    // Always: a refresh token is good once, and its second use revokes the whole family.
+    rotateRefreshToken: true,
+    ttl: {
+      AccessToken: () => world.ttl,
+      ClientCredentials: () => world.ttl,
+      Grant: () => 86400,
+      IdToken: () => 3600,
+      RefreshToken: () => 86400,
+    },
+  };
+}
+
+function watch(provider, world) {
+  const count = (table, name) => { table[name ?? 'none'] = (table[name ?? 'none'] ?? 0) + 1; };
+  const seen = (ctx) => {
+    const { grant_type: grant, client_id: id, client_secret: secret, scope, resource, audience } = ctx.oidc.params ?? {};
+    count(world.token.calls, grant);
+    Object.assign(world.lastTokenRequest, { grant, scope, resource, audience, inBody: { id, secret: secret && sha256(secret) } });
+    return grant;
+  };
+  provider.on('grant.success', (ctx) => count(world.token.granted, seen(ctx)));
+  provider.on('grant.error', (ctx, error) => {
+    seen(ctx);
+    count(world.token.errors, error.error);
+  });
+  provider.on('grant.revoked', () => { world.revokedGrants += 1; });
+  provider.on('server_error', (_, error) => console.error(error));
+}
+
+// What a user's consent with `offline_access` leaves behind, without the browser.
+async function mint(provider, clientId, scope) {
+  const client = await provider.Client.find(clientId);
+  const grant = new provider.Grant({ accountId: USER, clientId });
+  grant.addOIDCScope(scope);
+  const grantId = await grant.save();
+  const token = new provider.RefreshToken({
+    accountId: USER, client, grantId, scope, gty: 'authorization_code', rotations: 0, authTime: Math.floor(Date.now() / 1000),
+  });
+  return token.save();
+}
+
+// Kills the caller on one side or the other of the answer that carries its rotated refresh token.
+function killAround(response, world) {
+  const { pid, beforeAnswer, microseconds } = world.kill;
+  world.kill = null;
+  if (beforeAnswer) {
+    const { end } = response;
+    response.end = (...answer) => {
+      process.kill(pid, 'SIGKILL');
+      return end.apply(response, answer);
+    };
+  } else {
+    response.once('finish', () => world.killLater(pid, microseconds));
+  }
+}
+
+function sha256(text) {
+  return createHash('sha256').update(text).digest('hex');
+}
+
+// The provider's storage: a map that tests can look into and revoke from.
+class Rows {
+  constructor(model, world) {
+    this.model = model;
+    this.world = world;
+  }
+
+  key(id) {
+    return `${this.model}:${id}`;
+  }
+
+  async upsert(id, payload) {
+    this.world.rows.set(this.key(id), payload);
+    this.world.saved(this.model, id);
+  }
+
+  async find(id) {
+    return this.world.rows.get(this.key(id));
+  }
+
+  async consume(id) {
+    const row = this.world.rows.get(this.key(id));
+    // Two redemptions that overtake each other both pass the provider's own check; here they are seen.
+    if (row.consumed) this.world.redeemedTwice += 1;
+    row.consumed = Math.floor(Date.now() / 1000);
+  }
+
+  async destroy(id) {
+    this.world.rows.delete(this.key(id));
+  }
+
+  async revokeByGrantId(grantId) {
+    for (const [key, row] of this.world.rows) {
+      if (row.grantId === grantId) this.world.rows.delete(key);
+    }
+  }
+
+  async findByUid() {}
+
+  async findByUserCode() {}
+}

@@ -1,0 +1,80 @@
+// What the servers have seen, and how the tests have told them to behave.
+
+import { Worker } from 'node:worker_threads';
+
+const TOKEN_MODELS = new Set(['AccessToken', 'ClientCredentials', 'RefreshToken']);
+const ACCESS_MODELS = ['AccessToken', 'ClientCredentials'];
+
+export class World {
+  constructor() {
+    this.rows = new Map(); // `Model:id` -> payload, the provider's whole memory
+    this.issued = []; // every token value there ever was
+    this.ttl = 3600;
+    this.rfc8414 = true;
+    this.killer = null;
+    this.reset();
+  }
+
+  reset() {
+    this.ttl = 3600;
+    this.rfc8414 = true;
+    this.kill = null;
+    this.hold?.release();
+    this.hold = null;
+    this.token = { calls: {}, granted: {}, errors: {} };
+    this.lastTokenRequest = null;
+    this.revokedGrants = 0;
+    this.redeemedTwice = 0;
+    this.api = { requests: 0, authorized: 0, refused: 0, held: 0 };
+    this.tries = new Map(); // X-Request-Id -> how often that request arrived
+  }
+
+  report() {
+    const most = Math.max(0, ...this.tries.values());
+    const { token, lastTokenRequest, revokedGrants, redeemedTwice, api } = this;
+    return { token, lastTokenRequest, revokedGrants, redeemedTwice, api, tries: { requests: this.tries.size, most } };
+  }
+
+  saved(model, id) {
+    if (TOKEN_MODELS.has(model)) this.issued.push(id);
+  }
+
+  revokeAccessTokens() {
+    for (const key of this.rows.keys()) {
+      if (ACCESS_MODELS.some((model) => key.startsWith(`${model}:`))) this.rows.delete(key);
+    }
+  }
+
+  // The next `count` API requests wait for one another, so that they all carry the same token.
+  holdRequests(count) {
+    const hold = { missing: count };
+    hold.open = new Promise((resolve) => { hold.release = resolve; });
+    // A test that can never collect them all must fail by its own assertion, not hang.
+    setTimeout(hold.release, 30_000).unref();
+    this.hold = hold;
+  }
+
+  async heldTogether() {
+    const { hold } = this;
+    if (!hold || hold.missing === 0) return;
+    hold.missing -= 1;
+    this.api.held += 1;
+    if (hold.missing === 0) hold.release();
+    await hold.open;
+  }
+
+  // `kill -9`, microseconds from now, from a thread that waits without stopping the servers.
+  killLater(pid, microseconds) {
+    this.killer ??= new Worker(
+      `const { parentPort } = require('node:worker_threads');
+       const never = new Int32Array(new SharedArrayBuffer(4));
+       parentPort.on('message', ({ pid, microseconds }) => {
+         Atomics.wait(never, 0, 0, microseconds / 1000);
+         try { process.kill(pid, 'SIGKILL'); } catch {}
+       });`,
+      { eval: true },
+    );
+    this.killer.unref();
+    this.killer.postMessage({ pid, microseconds });
+  }
+}

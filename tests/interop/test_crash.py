@@ -1,0 +1,93 @@
+"""`kill -9` between the provider's answer and the token's use: nothing is ever silently lost."""
+
+import os
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from world import USER, wait_for
+
+KILLS = int(os.environ.get("INTEROP_KILLS", "100"))
+
+
+def get(running):
+    try:
+        return running.get().status_code
+    except (httpx.HTTPError, OSError):
+        return None
+
+
+def killed_while_renewing(servers, running, before_answer, microseconds=0):
+    """Makes the next request renew, and kills the sidecar around the provider's answer."""
+    servers.tell("revoke")
+    servers.tell("kill", pid=running.process.pid, beforeAnswer=before_answer, microseconds=microseconds)
+    get(running)
+    wait_for(lambda: running.process.poll() is not None, "the sidecar to be killed", seconds=10)
+
+
+def lost(agent):
+    connection = agent.connection("user")
+    return (connection.get("state"), connection.get("reason")) == ("reauthorize", "lost_rotation")
+
+
+def test_a_rotation_lost_before_its_answer_arrived_is_tried_once_and_reported(sidebearer, servers):
+    """TOK-024, C14"""
+    agent = sidebearer(providers={"user": USER})
+    agent.connect("user")
+    running = agent.run()
+    assert get(running) == 200
+    killed_while_renewing(servers, running, before_answer=True)
+    servers.tell("reset")
+    restarted = agent.run()
+    assert all(get(restarted) != 200 for _ in range(3))
+    assert lost(agent), agent.connection("user")
+    assert servers.report()["token"]["calls"] == {"refresh_token": 1}
+    agent.connect("user")
+    assert get(restarted) == 200
+
+
+def window(servers, running):
+    """Microseconds from the revoked token's request to its answer: the use of the new token lies inside."""
+    spans = []
+    for _ in range(5):
+        servers.tell("revoke")
+        started = time.monotonic()
+        assert get(running) == 200
+        spans.append(time.monotonic() - started)
+    return int(sorted(spans)[2] * 1_000_000)
+
+
+def test_kill_9_at_random_moments_loses_no_connection_silently(sidebearer, servers, figure):
+    """TOK-020, TOK-024"""
+    seed = int(os.environ.get("INTEROP_SEED", time.time()))
+    chance = random.Random(seed)
+    agent = sidebearer(providers={"user": USER})
+    agent.connect("user")
+    running = agent.run()
+    assert get(running) == 200
+    span = window(servers, running)
+    tally = Counter()
+    for number in range(KILLS):
+        # One in ten dies before the answer leaves; the rest between the answer and some way past its use.
+        before = number % 10 == 0
+        microseconds = 0 if before else int(span * chance.random() ** 2)
+        killed_while_renewing(servers, running, before, microseconds)
+        running = agent.run()
+        if get(running) == 200:
+            tally["survived"] += 1
+            continue
+        if lost(agent):
+            tally["reported as lost_rotation"] += 1
+        else:
+            tally["silently gone"] += 1
+            print(f"kill {number}, {microseconds} us after the answer: {agent.connection('user')}")
+        agent.connect("user")
+        assert get(running) == 200, "a new import did not bring the connection back"
+    figure(f"{KILLS} kills within {span} us of the answer, seed {seed}: {dict(tally)}")
+    assert tally["silently gone"] == 0
+    assert tally["survived"] > 0
+    assert tally["survived"] + tally["reported as lost_rotation"] == KILLS
+    agent.command("store", "verify", "--config", agent.config)

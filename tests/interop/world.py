@@ -1,0 +1,268 @@
+"""The world the tests speak of: real servers, a real `sidebearer`, and folders that vanish afterwards."""
+
+import base64
+import json
+import os
+import signal
+import ssl
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import httpx
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+NODE = HERE / "node_modules/.bin/node"
+PYTHON = HERE / ".venv/bin/python"
+CLIENTS = HERE / "clients"
+API = "https://api.test"
+
+# Secrets reach the sidecar the way operators send them: by variables that proxy.yaml names.
+SECRETS = {
+    "BASIC_SECRET": "basic-canary-secret-5f1c",
+    "POST_SECRET": "post-canary-secret-77ab",
+    "ODD_SECRET": 'p%2B: +&="/?#\\~',
+}
+BASIC = {"issuer": "https://auth.test", "client_id": "basic", "client_secret": "${BASIC_SECRET}"}
+POST = {
+    "token_endpoint": "https://auth.test/token",
+    "client_id": "post",
+    "client_secret": "${POST_SECRET}",
+    "client_auth": "client_secret_post",
+}
+ODD = {"issuer": "https://auth.test", "client_id": "agent:7 +%41&=", "client_secret": "${ODD_SECRET}"}
+PUBLIC = {"issuer": "https://auth.test", "client_id": "public", "client_auth": "none"}
+
+SERVICE = BASIC | {"client_credentials": {"scopes": ["read"]}}
+USER_SCOPES = ["openid", "offline_access", "read"]
+USER = PUBLIC | {"refresh_token": {"scopes": USER_SCOPES}}
+
+
+def binary():
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    return os.environ.get("SIDEBEARER_BIN", str(target / "debug/sidebearer"))
+
+
+def wait_for(condition, what, seconds=30):
+    """Polls until `condition` gives something, because a sleep that is long enough here is too short elsewhere."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.01)
+    raise AssertionError(f"waited {seconds} s in vain for {what}")
+
+
+class Certificates:
+    """A CA that the sidecar is told to trust, and a stranger that nobody trusts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ca, self.ca_key = folder / "ca.crt", folder / "ca.key"
+        self.cert, self.key = folder / "servers.crt", folder / "servers.key"
+        self.stranger_cert, self.stranger_key = folder / "stranger.crt", folder / "stranger.key"
+        self._make(self.ca, self.ca_key, "CN=Interop Test CA", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+        signed = ["-CA", str(self.ca), "-CAkey", str(self.ca_key)]
+        self._make(self.cert, self.key, "CN=servers", "subjectAltName=DNS:auth.test,DNS:api.test", signed_by=signed)
+        self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "subjectAltName=DNS:stranger.test")
+
+    def _make(self, cert, key, subject, *extensions, signed_by=()):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        command += ["-subj", f"/{subject}", "-out", str(cert), "-keyout", str(key), *signed_by]
+        for extension in extensions:
+            command += ["-addext", extension]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+class Servers:
+    """The OpenID provider, the API it protects, a stranger, and the way to tell them what to do."""
+
+    def __init__(self, folder):
+        self.certificates = Certificates(folder)
+        self.git_root = folder / "git"
+        self._make_repository()
+        options = {
+            "ca": str(self.certificates.ca),
+            "cert": str(self.certificates.cert),
+            "key": str(self.certificates.key),
+            "strangerCert": str(self.certificates.stranger_cert),
+            "strangerKey": str(self.certificates.stranger_key),
+            "gitRoot": str(self.git_root),
+        }
+        self.log = (folder / "servers.log").open("w+")
+        self.process = subprocess.Popen(
+            [NODE, HERE / "servers.mjs", json.dumps(options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )
+        first_line = self.process.stdout.readline()
+        assert first_line, f"the servers did not start:\n{Path(self.log.name).read_text()}"
+        self.ports = json.loads(first_line)
+        self.control_url = f"http://127.0.0.1:{self.ports['control']}"
+        self._control = httpx.Client(base_url=self.control_url, trust_env=False, timeout=30)
+
+    def stop(self):
+        self._control.close()
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+
+    def tell(self, what, **wish):
+        answer = self._control.post(f"/{what}", json=wish)
+        answer.raise_for_status()
+        return answer.json()
+
+    def report(self):
+        return self._control.get("/report").json()
+
+    def granted(self, grant):
+        return self.report()["token"]["granted"].get(grant, 0)
+
+    def issued(self):
+        return self._control.get("/issued").json()
+
+    def refresh_token(self, client="public"):
+        return self.tell("refresh-token", client=client, scope=" ".join(USER_SCOPES))
+
+    def call(self, name, method, path, http2=False, **request):
+        """Calls one of the servers with no sidecar between."""
+        trust = ssl.create_default_context(cafile=self.certificates.ca)
+        headers = {"host": f"{name}.test"} | request.pop("headers", {})
+        with httpx.Client(verify=trust, trust_env=False, http2=http2) as client:
+            url = f"https://127.0.0.1:{self.ports[name]}{path}"
+            return client.request(method, url, headers=headers, extensions={"sni_hostname": f"{name}.test"}, **request)
+
+    def _make_repository(self):
+        work, repository = self.git_root / "work", self.git_root / "notes.git"
+        work.mkdir(parents=True)
+        (work / "README").write_text("cloned over HTTPS\n")
+        author = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "First"], ["clone", "-q", "--bare", ".", str(repository)]):
+            subprocess.run(["git", *author, *command], cwd=work, check=True)
+
+
+class Sidebearer:
+    """One proxy.yaml with its store and its CA, and the real program run on it."""
+
+    def __init__(self, servers, folder, providers, routes=None, **settings):
+        self.servers = servers
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self.outputs = folder / "outputs"
+        self.outputs.mkdir()
+        self.config = folder / "proxy.yaml"
+        self.ca = folder / "ca/ca.pem"
+        self.running = []
+        first = next(iter(providers))
+        self.config.write_text(json.dumps({
+            "listen": "127.0.0.1:0",
+            "extra_ca_files": [str(servers.certificates.ca)],
+            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in ("auth", "api", "stranger")},
+            "providers": providers,
+            "routes": routes or [{"host": "api.test", "provider": first}],
+            "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
+            "ca": {"path": str(folder / "ca")},
+        } | settings, indent=2))
+        self.environment = {
+            "PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8",
+            "CONTROL": servers.control_url, **SECRETS,
+        }
+
+    def command(self, *arguments, input=None, check=True, seconds=120, **environment):
+        """Runs a subcommand to its end; what it wrote is kept for the search for secrets."""
+        done = subprocess.run(
+            [binary(), *map(str, arguments)], env=self.environment | environment, input=input,
+            capture_output=True, text=True, timeout=seconds, cwd=self.folder,
+        )
+        number = len(list(self.outputs.iterdir()))
+        (self.outputs / f"{number}-{arguments[0]}").write_text(done.stdout + done.stderr)
+        if check:
+            assert done.returncode == 0, f"`sidebearer {arguments[0]}` exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def exec(self, *command, **options):
+        return self.command("exec", "--config", self.config, "--", *command, **options)
+
+    def connect(self, provider):
+        """Stores a refresh token that the provider has just given out."""
+        token = self.servers.refresh_token()
+        self.command("import", provider, "--config", self.config, "--refresh-token-file", "-", input=token)
+        return token
+
+    def run(self, **environment):
+        running = Running(self, environment)
+        self.running.append(running)
+        running.await_listening()
+        return running
+
+    def connection(self, provider):
+        """What `status` says about one provider."""
+        status = json.loads(self.command("status", "--json", "--config", self.config).stdout)
+        found = [entry for entry in objects(status) if provider in (entry.get("provider"), entry.get("name"))]
+        assert found, f"`status --json` does not mention {provider}: {status}"
+        return found[0]
+
+    def stop(self):
+        for running in self.running:
+            running.kill()
+
+
+class Running:
+    """A live `sidebearer run`."""
+
+    def __init__(self, sidebearer, environment):
+        self.sidebearer = sidebearer
+        self.log = sidebearer.outputs / f"{len(list(sidebearer.outputs.iterdir()))}-run"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [binary(), "run", "--config", sidebearer.config], env=sidebearer.environment | environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=sidebearer.folder,
+            )
+        self.address = None
+
+    def await_listening(self):
+        def listening():
+            assert self.process.poll() is None, f"`sidebearer run` exited {self.process.returncode}:\n{self.log.read_text()}"
+            return next((event["address"] for event in self.events() if event.get("message") == "listening"), None)
+
+        self.address = wait_for(listening, "the line that says `listening`")
+
+    def events(self):
+        """The whole lines of the log; a last one still being written is left for the next look."""
+        whole = self.log.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def trust(self):
+        return ssl.create_default_context(cafile=self.sidebearer.ca)
+
+    def client(self, kind=httpx.Client, **options):
+        return kind(proxy=f"http://{self.address}", verify=self.trust(), trust_env=False, timeout=60, **options)
+
+    def get(self, path="/echo"):
+        with self.client() as client:
+            return client.get(API + path)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=10)
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=40)
+
+
+def objects(value):
+    """Every JSON object inside `value`, outermost first."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from objects(item)
+
+
+def as_sent(client_id, secret):
+    """The value of the Basic header that RFC 6749 2.3.1 asks for."""
+    return base64.b64encode(f"{quote_plus(client_id)}:{quote_plus(secret)}".encode()).decode()
