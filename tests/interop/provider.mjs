@@ -1,6 +1,6 @@
 // The authorization server: the certified `oidc-provider`, strict about rotation and about form-urlencoded credentials.
 
-import { createHash, generateKeyPairSync } from 'node:crypto';
+import { generateKeyPairSync } from 'node:crypto';
 
 import { Provider } from 'oidc-provider';
 
@@ -78,10 +78,11 @@ function configuration(world) {
 function watch(provider, world) {
   const count = (table, name) => { table[name ?? 'none'] = (table[name ?? 'none'] ?? 0) + 1; };
   const seen = (ctx) => {
-    const { grant_type: grant, client_id: id, client_secret: secret, scope, resource, audience } = ctx.oidc.params ?? {};
-    count(world.token.calls, grant);
-    Object.assign(world.lastTokenRequest, { grant, scope, resource, audience, inBody: { id, secret: secret && sha256(secret) } });
-    return grant;
+    // The form as it was sent: the provider's own `params` leave out what it does not know, such as `audience`.
+    const { client_secret: secret, refresh_token: _, ...form } = ctx.oidc.body ?? {};
+    count(world.token.calls, form.grant_type);
+    Object.assign(world.lastTokenRequest, { form, secretInBody: secret !== undefined });
+    return form.grant_type;
   };
   provider.on('grant.success', (ctx) => count(world.token.granted, seen(ctx)));
   provider.on('grant.error', (ctx, error) => {
@@ -117,10 +118,6 @@ function killAround(response, world) {
   } else {
     response.once('finish', () => world.killLater(pid, microseconds));
   }
-}
-
-function sha256(text) {
-  return createHash('sha256').update(text).digest('hex');
 }
 
 // The provider's storage: a map that tests can look into and revoke from.

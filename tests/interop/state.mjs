@@ -65,6 +65,10 @@ export class World {
 
   // `kill -9`, microseconds from now, from a thread that waits without stopping the servers.
   killLater(pid, microseconds) {
+    if (microseconds === 0) {
+      process.kill(pid, 'SIGKILL');
+      return;
+    }
     this.killer ??= new Worker(
       `const { parentPort } = require('node:worker_threads');
        const never = new Int32Array(new SharedArrayBuffer(4));

@@ -1,6 +1,8 @@
 """Real clients through `exec`: each is authenticated, and none notices that its token was revoked."""
 
 import json
+import socket
+import subprocess
 
 import pytest
 
@@ -57,6 +59,23 @@ def test_ca_variables_inherited_by_the_agent_do_not_get_in_the_way(sidebearer, s
     for command, _ in FETCHERS.values():
         done = sidebearer().exec(*command, **dict.fromkeys(variables, elsewhere))
         assert echoes(done.stdout)[0]["authorizations"] == 1
+
+
+def test_the_variables_that_env_prints_bring_a_client_through(sidebearer):
+    agent = sidebearer(listen=f"127.0.0.1:{free_port()}")
+    agent.run()
+    variables = agent.command("env", "--config", agent.config).stdout
+    for command, _ in FETCHERS.values():
+        script = 'eval "$0"; exec "$@"'
+        environment = {key: agent.environment[key] for key in ("PATH", "HOME")}
+        done = subprocess.run(["sh", "-c", script, variables, *command], env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert echoes(done.stdout)[0]["authorizations"] == 1
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def test_exec_exits_as_its_command_did(sidebearer):

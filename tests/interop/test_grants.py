@@ -14,21 +14,18 @@ def test_the_token_endpoint_is_found_by_openid_discovery_where_rfc_8414_is_missi
 
 
 def test_client_secret_basic_sends_the_secret_in_the_header_alone(sidebearer, servers):
-    sidebearer().run().get()
+    assert sidebearer().run().get().status_code == 200
     request = servers.report()["lastTokenRequest"]
-    assert request["authorization"] == "Basic"
-    assert "secret" not in request["inBody"]
-    assert request["scope"] == "read"
+    assert (request["authorization"], request["secretInBody"]) == ("Basic", False)
+    assert request["form"] == {"grant_type": "client_credentials", "scope": "read"}
 
 
 def test_client_secret_post_sends_the_secret_in_the_body_alone(sidebearer, servers):
     service = POST | {"client_credentials": {"scopes": ["read", "write"]}}
     assert sidebearer(providers={"service": service}).run().get().status_code == 200
     request = servers.report()["lastTokenRequest"]
-    assert request["authorization"] == ""
-    assert request["inBody"]["id"] == "post"
-    assert "secret" in request["inBody"]
-    assert request["scope"] == "read write"
+    assert (request["authorization"], request["secretInBody"]) == ("", True)
+    assert request["form"] == {"grant_type": "client_credentials", "client_id": "post", "scope": "read write"}
 
 
 def test_credentials_with_odd_characters_are_form_urlencoded_inside_basic(sidebearer, servers):
@@ -38,11 +35,19 @@ def test_credentials_with_odd_characters_are_form_urlencoded_inside_basic(sidebe
     assert servers.report()["token"]["errors"] == {}
 
 
-def test_a_resource_indicator_reaches_the_provider(sidebearer, servers):
+def test_resource_audience_and_other_parameters_reach_the_provider(sidebearer, servers):
     """RFC 8707"""
-    service = BASIC | {"client_credentials": {"scopes": ["read"], "resource": "https://api.test/"}}
+    wish = {"resource": "https://api.test/", "audience": "https://api.test/v1", "params": {"tenant": "blue & green"}}
+    service = BASIC | {"client_credentials": {"scopes": ["read"]} | wish}
     assert sidebearer(providers={"service": service}).run().get().status_code == 200
-    assert servers.report()["lastTokenRequest"]["resource"] == "https://api.test/"
+    form = servers.report()["lastTokenRequest"]["form"]
+    assert form == {
+        "grant_type": "client_credentials",
+        "scope": "read",
+        "resource": "https://api.test/",
+        "audience": "https://api.test/v1",
+        "tenant": "blue & green",
+    }
 
 
 def test_a_token_is_fetched_once_and_used_again(sidebearer, servers):

@@ -53,6 +53,13 @@ def test_the_api_refuses_a_request_without_a_token(servers):
     assert servers.call("api", "GET", "/echo").status_code == 401
 
 
+@pytest.mark.parametrize("http2", [False, True])
+def test_the_api_counts_every_authorization_header(servers, http2):
+    token = service_token(servers)
+    headers = [("authorization", f"Bearer {token}"), ("authorization", "Bearer another")]
+    assert servers.call("api", "GET", "/echo", headers=headers, http2=http2).json()["authorizations"] == 2
+
+
 def test_the_api_serves_a_git_repository(servers):
     bearer = {"authorization": f"Bearer {service_token(servers)}"}
     refs = servers.call("api", "GET", "/git/notes.git/info/refs?service=git-upload-pack", headers=bearer)

@@ -127,7 +127,8 @@ class Servers:
     def call(self, name, method, path, http2=False, **request):
         """Calls one of the servers with no sidecar between."""
         trust = ssl.create_default_context(cafile=self.certificates.ca)
-        headers = {"host": f"{name}.test"} | request.pop("headers", {})
+        headers = httpx.Headers(request.pop("headers", {}))
+        headers["host"] = f"{name}.test"
         with httpx.Client(verify=trust, trust_env=False, http2=http2) as client:
             url = f"https://127.0.0.1:{self.ports[name]}{path}"
             return client.request(method, url, headers=headers, extensions={"sni_hostname": f"{name}.test"}, **request)
