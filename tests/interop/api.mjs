@@ -4,14 +4,20 @@ import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import http2 from 'node:http2';
 import https from 'node:https';
+import { Readable } from 'node:stream';
 
 const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`;
 
 export function createApi(world, certificate, { authPort, ca, gitRoot }) {
   const agent = new https.Agent({ keepAlive: true, maxSockets: 16 });
-  const server = http2.createSecureServer({ ...certificate, allowHTTP1: true });
-  server.on('sessionError', () => {});
-  server.on('request', async (request, response) => {
+  const api = http2.createSecureServer({ ...certificate, allowHTTP1: true });
+  api.on('sessionError', () => {});
+  api.on('request', serve);
+  // The same API as an old server speaks it.
+  const old = https.createServer(certificate, serve);
+  return { api, old };
+
+  async function serve(request, response) {
     request.on('error', () => {});
     response.on('error', () => {});
     try {
@@ -20,8 +26,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
       console.error(error);
       response.destroy();
     }
-  });
-  return server;
+  }
 
   async function answer(request, response) {
     world.api.requests += 1;
@@ -38,6 +43,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     }
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
+    else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
     else await echo(request, response, token);
   }
 
@@ -82,6 +88,14 @@ async function echo(request, response, token) {
     bodyLength: length,
     bodySha256: body.digest('hex'),
   })}\n`);
+}
+
+function zeros(response, length) {
+  const chunk = Buffer.alloc(64 * 1024);
+  response.setHeader('content-length', length);
+  Readable.from((function* chunks() {
+    for (let left = length; left > 0; left -= chunk.length) yield chunk.subarray(0, left);
+  })()).pipe(response);
 }
 
 // Git's own smart HTTP server, over CGI (RFC 3875).

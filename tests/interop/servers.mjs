@@ -20,7 +20,7 @@ const world = new World();
 const provider = await createProvider(world);
 const auth = https.createServer(certificate, provider);
 const authPort = await listen(auth);
-const api = createApi(world, certificate, { authPort, ca: readFileSync(options.ca), gitRoot: options.gitRoot });
+const { api, old } = createApi(world, certificate, { authPort, ca: readFileSync(options.ca), gitRoot: options.gitRoot });
 // Nobody that the sidecar trusts has signed this one: whoever sees its certificate sees it through a blind tunnel.
 const stranger = tls.createServer(
   { cert: readFileSync(options.strangerCert), key: readFileSync(options.strangerKey) },
@@ -28,7 +28,8 @@ const stranger = tls.createServer(
 );
 const control = http.createServer(createControl(world));
 
-const ports = { auth: authPort, api: await listen(api), stranger: await listen(stranger), control: await listen(control) };
+const ports = { auth: authPort };
+for (const [name, server] of Object.entries({ api, old, stranger, control })) ports[name] = await listen(server);
 process.stdout.write(`${JSON.stringify(ports)}\n`);
 process.stdin.resume().on('end', () => process.exit(0));
 

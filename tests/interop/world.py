@@ -65,7 +65,7 @@ class Certificates:
         self.stranger_cert, self.stranger_key = folder / "stranger.crt", folder / "stranger.key"
         self._make(self.ca, self.ca_key, "CN=Interop Test CA", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
         signed = ["-CA", str(self.ca), "-CAkey", str(self.ca_key)]
-        self._make(self.cert, self.key, "CN=servers", "subjectAltName=DNS:auth.test,DNS:api.test", signed_by=signed)
+        self._make(self.cert, self.key, "CN=servers", "subjectAltName=DNS:auth.test,DNS:api.test,DNS:old.test", signed_by=signed)
         self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "subjectAltName=DNS:stranger.test")
 
     def _make(self, cert, key, subject, *extensions, signed_by=()):
@@ -156,12 +156,13 @@ class Sidebearer:
         self.ca = folder / "ca/ca.pem"
         self.running = []
         first = next(iter(providers))
+        names = ("auth", "api", "old", "stranger")
         self.config.write_text(json.dumps({
             "listen": "127.0.0.1:0",
             "extra_ca_files": [str(servers.certificates.ca)],
-            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in ("auth", "api", "stranger")},
+            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in names},
             "providers": providers,
-            "routes": routes or [{"host": "api.test", "provider": first}],
+            "routes": routes or [{"host": host, "provider": first} for host in ("api.test", "old.test")],
             "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
             "ca": {"path": str(folder / "ca")},
         } | settings, indent=2))
@@ -181,6 +182,10 @@ class Sidebearer:
         if check:
             assert done.returncode == 0, f"`sidebearer {arguments[0]}` exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
+
+    def outside(self, *command):
+        """Runs a client that was told about the proxy by hand."""
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=True).stdout
 
     def exec(self, *command, **options):
         return self.command("exec", "--config", self.config, "--", *command, **options)
