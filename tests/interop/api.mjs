@@ -33,6 +33,8 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     const id = request.headers['x-request-id'];
     if (id) world.tries.set(id, (world.tries.get(id) ?? 0) + 1);
     await world.heldTogether();
+    // An API that looks at the token only once the whole body has arrived.
+    const body = request.url === '/judged-late' ? await digest(request) : null;
     const token = bearer(request);
     if (!token || !(await active(token))) {
       world.api.refused += 1;
@@ -44,7 +46,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
     else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
-    else await echo(request, response, token);
+    else echo(request, response, token, body ?? await digest(request));
   }
 
   function active(token) {
@@ -68,13 +70,17 @@ function bearer(request) {
   return /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1];
 }
 
-async function echo(request, response, token) {
-  const body = createHash('sha256');
+async function digest(request) {
+  const hash = createHash('sha256');
   let length = 0;
   for await (const chunk of request) {
-    body.update(chunk);
+    hash.update(chunk);
     length += chunk.length;
   }
+  return { bodyLength: length, bodySha256: hash.digest('hex') };
+}
+
+function echo(request, response, token, body) {
   const names = request.rawHeaders.filter((_, index) => index % 2 === 0).map((name) => name.toLowerCase());
   response.setHeader('content-type', 'application/json');
   response.end(`${JSON.stringify({
@@ -85,8 +91,7 @@ async function echo(request, response, token) {
     headers: names.filter((name) => !name.startsWith(':')),
     authorizations: names.filter((name) => name === 'authorization').length,
     token: createHash('sha256').update(token).digest('hex').slice(0, 16),
-    bodyLength: length,
-    bodySha256: body.digest('hex'),
+    ...body,
   })}\n`);
 }
 

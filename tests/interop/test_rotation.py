@@ -77,7 +77,7 @@ def test_a_running_sidecar_sees_a_connection_that_the_command_line_made(sidebear
     assert missing.headers["content-type"] == "application/problem+json"
     assert servers.report()["api"]["requests"] == 0
     agent.connect("user")
-    assert running.get().status_code == 200
+    wait_for(lambda: running.get().status_code == 200, "the new connection to be used", seconds=5)
 
 
 def test_one_revocation_seen_by_five_processes_costs_one_redemption(sidebearer, servers):

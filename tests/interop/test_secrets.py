@@ -2,8 +2,6 @@
 
 from urllib.parse import quote_plus
 
-import pytest
-
 from world import API, ODD, SECRETS, SERVICE, USER, as_sent
 
 
@@ -25,8 +23,7 @@ def leaks(folder, canaries):
                 yield f"{file.name}: {needle[:4].decode()}... after {line!r}"
 
 
-@pytest.mark.parametrize("level", ["sidebearer=trace", "trace"])
-def test_nothing_the_sidecar_writes_holds_a_token_or_a_secret(sidebearer, servers, level):
+def test_nothing_the_sidecar_writes_holds_a_token_or_a_secret(sidebearer, servers):
     """LEK-001, LEK-006, LEK-011"""
     odd = ODD | {"client_credentials": {"scopes": ["read"]}}
     agent = sidebearer(
@@ -37,15 +34,15 @@ def test_nothing_the_sidecar_writes_holds_a_token_or_a_secret(sidebearer, server
             {"host": "api.test", "provider": "service"},
         ],
     )
-    agent.environment["RUST_LOG"] = level
+    # Its libraries too: some of them write whole headers at this level.
+    agent.environment["RUST_LOG"] = "trace"
     agent.connect("user")
     running = agent.run()
-    for http2 in (False, True):
-        for path in ("/user/x", "/odd/x", "/service/x"):
-            with running.client(http2=http2) as client:
-                assert client.get(API + path).status_code == 200
-                servers.tell("revoke")
-                assert client.get(API + path).status_code == 200
+    paths = ("/user/x", "/odd/x", "/service/x")
+    with running.client() as http1, running.client(http2=True) as http2:
+        assert [http1.get(API + path).status_code for path in paths] == [200] * 3
+        servers.tell("revoke")
+        assert [http2.get(API + path).status_code for path in paths] == [200] * 3
     agent.exec("curl", "-fsS", f"{API}/user/x")
     agent.command("status", "--json", "--config", agent.config)
     agent.command("store", "verify", "--config", agent.config)

@@ -63,15 +63,16 @@ class Certificates:
         self.ca, self.ca_key = folder / "ca.crt", folder / "ca.key"
         self.cert, self.key = folder / "servers.crt", folder / "servers.key"
         self.stranger_cert, self.stranger_key = folder / "stranger.crt", folder / "stranger.key"
-        self._make(self.ca, self.ca_key, "CN=Interop Test CA", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+        self._make(self.ca, self.ca_key, "CN=Interop Test CA", "CA:TRUE", "keyUsage=critical,keyCertSign")
         signed = ["-CA", str(self.ca), "-CAkey", str(self.ca_key)]
-        self._make(self.cert, self.key, "CN=servers", "subjectAltName=DNS:auth.test,DNS:api.test,DNS:old.test", signed_by=signed)
-        self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "subjectAltName=DNS:stranger.test")
+        self._make(self.cert, self.key, "CN=servers", "CA:FALSE", "subjectAltName=DNS:auth.test,DNS:api.test,DNS:old.test", signed_by=signed)
+        self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "CA:FALSE", "subjectAltName=DNS:stranger.test")
 
-    def _make(self, cert, key, subject, *extensions, signed_by=()):
+    def _make(self, cert, key, subject, kind, *extensions, signed_by=()):
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
         command += ["-subj", f"/{subject}", "-out", str(cert), "-keyout", str(key), *signed_by]
-        for extension in extensions:
+        # Said for each: openssl's own configuration makes every certificate a CA, which rustls refuses in a server's.
+        for extension in (f"basicConstraints=critical,{kind}", *extensions):
             command += ["-addext", extension]
         subprocess.run(command, check=True, capture_output=True)
 
@@ -166,6 +167,7 @@ class Sidebearer:
             "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
             "ca": {"path": str(folder / "ca")},
         } | settings, indent=2))
+        self.config.chmod(0o600)
         self.environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8",
             "CONTROL": servers.control_url, **SECRETS,
