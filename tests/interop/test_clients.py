@@ -120,7 +120,7 @@ def test_a_body_too_long_to_replay_gets_the_401_and_the_next_request_a_new_token
         assert refused.headers["www-authenticate"] == 'Bearer realm="api", error="invalid_token"'
         wait_for(lambda: servers.granted("client_credentials") == 2, "the renewal for the next request")
         assert client.get(f"{API}/echo").status_code == 200
-    assert servers.report()["api"]["refused"] == 1
+    assert servers.granted("client_credentials") == 2
 
 
 def test_a_401_that_comes_early_is_retried_with_the_whole_of_a_long_body(sidebearer, servers):
