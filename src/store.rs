@@ -650,7 +650,8 @@ mod tests {
             let error = Store::open(&path, keys(1), false).await.err().unwrap();
             let file = path.join("sidebearer.db");
             assert_eq!(error.to_string(), format!("there is no store at `{}`", file.display()));
-            assert_eq!(error.hint(), "check `store.path`");
+            let hint = "`sidebearer run` and `sidebearer import` make one; if there should be one, check `store.path`";
+            assert_eq!(error.hint(), hint);
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }

@@ -229,7 +229,7 @@ impl UpstreamError {
         if error.to_string().contains("dns") {
             return UpstreamError::Resolve;
         }
-        match root_io(error) {
+        match causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last() {
             Some(io) if io.kind() == std::io::ErrorKind::TimedOut => UpstreamError::ConnectTimeout,
             Some(io) => UpstreamError::connect(io),
             None => UpstreamError::Connect(error.to_string()),
@@ -237,7 +237,7 @@ impl UpstreamError {
     }
 
     fn tls(error: &std::io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        match causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(reason)) => UpstreamError::Certificate(reason.to_string()),
             Some(other) => UpstreamError::Tls(other.to_string()),
             None => UpstreamError::Tls(error.kind().to_string()),
@@ -262,7 +262,7 @@ impl UpstreamError {
         if error.is_incomplete_message()
             || error.is_canceled()
             || error.is_closed()
-            || root_io(error).is_some_and(reset)
+            || causes(error).filter_map(|cause| cause.downcast_ref()).any(reset)
         {
             return UpstreamError::Closed;
         }
@@ -275,6 +275,12 @@ async fn within<T>(limit: Duration, connect: impl Future<Output = std::io::Resul
     done.map_err(|error| UpstreamError::connect(&error))
 }
 
-fn root_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
-    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+/// An error and what caused it, down to the first. An io::Error does not name the error that it wraps as its source.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    })
 }

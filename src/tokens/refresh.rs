@@ -207,7 +207,9 @@ impl Renewal<'_> {
         let request = grant::request(&self.known.provider, endpoint, ask);
         let sent = self.inner.clock.now();
         let reply = self.inner.servers.token(request).await.map_err(|error| match error {
-            CallError::Connect | CallError::Request => Refusal::Unsent(error.to_string()),
+            CallError::Connect(_) | CallError::Certificate(_) | CallError::Request => {
+                Refusal::Unsent(error.to_string())
+            }
             other => Refusal::Failed(Failure::Transient { why: other.to_string(), retry_after: None }),
         })?;
         let answer = wire::read(reply.status, &reply.headers, &reply.body, sent.wall).map_err(Refusal::Failed)?;

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::Client;
 use url::Url;
 
-use super::{Roots, RootsError};
+use super::{Roots, RootsError, causes};
 use crate::host::Authority;
 use crate::secret::Secret;
 
@@ -102,15 +102,20 @@ impl Calls {
     }
 }
 
-/// Why a call brought no answer. Tells the kind only: the library's own text can hold the URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a call brought no answer. In our own words: the library's text can hold the URL.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The request could not be built.
     #[error("the request cannot be written as HTTP")]
     Request,
-    /// No connection, or not the right certificate.
-    #[error("cannot connect to the authorization server")]
-    Connect,
+    /// No address, or nobody there.
+    #[error("cannot connect to the authorization server: {0}")]
+    Connect(String),
+    /// It could not prove that it is that host.
+    #[error(
+        "the authorization server's certificate is not valid for it: {0}; a company's root goes into `extra_ca_files`"
+    )]
+    Certificate(String),
     /// More than 20 s.
     #[error("the authorization server took longer than {} s", DEADLINE.as_secs())]
     Timeout,
@@ -153,10 +158,24 @@ async fn read(request: reqwest::RequestBuilder, limit: usize) -> Result<Reply, C
 fn kind(error: &reqwest::Error) -> CallError {
     match error {
         error if error.is_timeout() => CallError::Timeout,
-        error if error.is_connect() => CallError::Connect,
+        error if error.is_connect() => unconnected(error),
         error if error.is_builder() => CallError::Request,
         _ => CallError::Broken,
     }
+}
+
+fn unconnected(error: &reqwest::Error) -> CallError {
+    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+        return match error {
+            rustls::Error::InvalidCertificate(reason) => CallError::Certificate(reason.to_string()),
+            other => CallError::Connect(other.to_string()),
+        };
+    }
+    if causes(error).any(|cause| cause.to_string().starts_with("dns error")) {
+        return CallError::Connect("its name does not resolve".into());
+    }
+    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last();
+    CallError::Connect(io.map_or("no reason given".into(), |io| io.kind().to_string()))
 }
 
 fn authority_of(url: &Url) -> Option<Authority> {
