@@ -129,7 +129,7 @@ pub enum CallError {
 
 fn build(roots: &Roots, resolve: Option<(&Authority, SocketAddr)>) -> Result<Client, RootsError> {
     let mut client = Client::builder()
-        .tls_backend_preconfigured(roots.client_config(&[b"h2", b"http/1.1"])?)
+        .tls_backend_preconfigured(roots.client_config(&[b"http/1.1"])?)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
