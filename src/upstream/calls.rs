@@ -181,3 +181,71 @@ fn unconnected(error: &reqwest::Error) -> CallError {
 fn authority_of(url: &Url) -> Option<Authority> {
     Some(Authority::new(url.host_str()?.parse().ok()?, url.port_or_known_default()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that reads a request's head and answers with these bytes; gives what it read.
+    async fn server(answer: String) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let read = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            // A client that has seen enough may be gone by then.
+            let _ = stream.write_all(answer.as_bytes()).await;
+            String::from_utf8(head).unwrap()
+        });
+        (address, read)
+    }
+
+    fn calls(resolve: &[(&str, SocketAddr)]) -> Calls {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let resolve = resolve.iter().map(|(name, at)| (Authority::parse(name, None).unwrap(), *at)).collect();
+        Calls::new(&Roots::load(&[], "x").unwrap(), &resolve).unwrap()
+    }
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_an_answer_and_is_not_followed() {
+        // C20: the secret would go wherever the answer points to.
+        let (at, _) = server("HTTP/1.1 307 x\r\nlocation: http://evil.test/\r\ncontent-length: 0\r\n\r\n".into()).await;
+        let form = Secret::new("client_secret=x");
+        let reply = calls(&[]).post(&url(&format!("http://{at}/token")), None, &form, 100).await.unwrap();
+        assert_eq!(reply.status, 307);
+    }
+
+    #[tokio::test]
+    async fn an_answer_longer_than_the_limit_is_not_read_on() {
+        // TOK-010
+        let (at, _) = server(format!("HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n{}", "x".repeat(200))).await;
+        let answer = calls(&[]).get(&url(&format!("http://{at}/")), 199).await;
+        assert_eq!(answer.err(), Some(CallError::TooLong));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_a_url_names_can_be_resolved_to_another_one() {
+        let (at, read) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()).await;
+        calls(&[("auth.test:8080", at)]).get(&url("http://auth.test:8080/x"), 10).await.unwrap();
+        let head = read.await.unwrap();
+        assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("\r\nhost: auth.test:8080\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_said_in_our_own_words() {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let refused = calls(&[("auth.test:443", gone)]).get(&url("https://auth.test/"), 10).await.err();
+        assert_eq!(refused, Some(CallError::Connect("connection refused".into())));
+    }
+}

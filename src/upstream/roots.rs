@@ -95,3 +95,44 @@ fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && bytes.windows(part.len()).any(|window| window == part)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn certificate(organization: &str) -> rcgen::Certificate {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_companys_root_is_trusted_beside_the_others_and_never_our_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("company.pem");
+        let company = certificate("Company");
+        fs::write(&file, company.pem()).unwrap();
+        let roots = Roots::load(&[file], "Sidebearer local CA").unwrap();
+        assert!(roots.certificates().contains(company.der()));
+        assert!(roots.certificates().len() > 1, "the system's or the embedded ones are there too");
+
+        let own = certificate("Sidebearer local CA");
+        assert!(contains(own.der(), b"Sidebearer local CA"));
+        assert!(!contains(company.der(), b"Sidebearer local CA"));
+    }
+
+    #[test]
+    fn a_file_without_a_certificate_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("empty.pem");
+        fs::write(&file, "nothing").unwrap();
+        let error = Roots::load(std::slice::from_ref(&file), "x").unwrap_err();
+        let place = file.display();
+        assert_eq!(error.to_string(), format!("cannot read certificates from {place}: no certificate in it"));
+        let missing = Roots::load(&[folder.path().join("missing.pem")], "x").unwrap_err();
+        assert!(missing.to_string().ends_with("No such file or directory (os error 2)"), "{missing}");
+    }
+}
