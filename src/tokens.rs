@@ -273,7 +273,7 @@ impl Tokens {
             if let Some(bearer) = state.usable(now) {
                 if state.due(now) {
                     // Nobody waits for it: the token at hand is good.
-                    let _ = Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead);
+                    drop(Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead));
                 }
                 return Ok(bearer);
             }

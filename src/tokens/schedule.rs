@@ -1,11 +1,12 @@
 //! Renews tokens ahead of their end, those that were used since their last renewal.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::time::DelayQueue;
+use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::{Cause, Inner, Key};
 use crate::drain::Drain;
@@ -28,17 +29,17 @@ pub(super) fn start(tokens: Weak<Inner>, drain: &Drain) -> Schedule {
     let stop = drain.started();
     tokio::spawn(async move {
         tokio::pin!(stop);
-        let mut queue = DelayQueue::new();
+        let mut plans = Plans::default();
         loop {
             tokio::select! {
                 () = &mut stop => return,
                 plan = incoming.recv() => match plan {
-                    Some((key, at)) => { queue.insert_at(key, at); }
+                    Some((key, at)) => plans.put(key, at),
                     None => return,
                 },
-                Some(due) = queue.next() => {
+                Some(key) = plans.next() => {
                     let Some(tokens) = tokens.upgrade() else { return };
-                    renew_ahead(&tokens, &due.into_inner());
+                    renew_ahead(&tokens, &key);
                 }
             }
         }
@@ -46,11 +47,36 @@ pub(super) fn start(tokens: Weak<Inner>, drain: &Drain) -> Schedule {
     Schedule { planned }
 }
 
+/// The next moment of each token: one a token, or a token that is rejected often would leave its old ones behind.
+#[derive(Default)]
+struct Plans {
+    queue: DelayQueue<Key>,
+    places: HashMap<Key, delay_queue::Key>,
+}
+
+impl Plans {
+    fn put(&mut self, key: Key, at: Instant) {
+        match self.places.get(&key) {
+            Some(place) => self.queue.reset_at(place, at),
+            None => {
+                let place = self.queue.insert_at(key.clone(), at);
+                self.places.insert(key, place);
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Option<Key> {
+        let key = self.queue.next().await?.into_inner();
+        self.places.remove(&key);
+        Some(key)
+    }
+}
+
 /// A plan can be outdated: the slot alone knows whether the token that it was made for is due now.
 fn renew_ahead(tokens: &Arc<Inner>, key: &Key) {
     let slot = tokens.slot(key);
     let mut state = slot.lock();
     if state.due_and_used(tokens.clock.now()) {
-        let _ = Inner::fly(tokens, &slot, &mut state, Cause::Ahead);
+        drop(Inner::fly(tokens, &slot, &mut state, Cause::Ahead));
     }
 }
