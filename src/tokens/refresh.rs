@@ -82,18 +82,18 @@ impl Renewal<'_> {
         })?;
         let previous = row.map(|row| row.generation);
         let held = self.slot.lock().generation();
-        let row = self.new_row(&asked, previous.max(held).map_or(1, |last| last + 1), None);
-        if let Err(error) = self.put_minted(row.clone(), previous).await {
+        let mut row = self.new_row(&asked, previous.max(held).map_or(1, |last| last + 1), None);
+        if let Err(error) = self.put_minted(&mut row, previous).await {
             tracing::warn!(provider = %self.slot.key.provider, %error, "the token could not be stored, and is used all the same");
         }
         Ok(self.obtained(&asked, row.generation))
     }
 
-    async fn put_minted(&self, mut row: Row, previous: Option<u64>) -> Result<(), StoreError> {
+    async fn put_minted(&self, row: &mut Row, previous: Option<u64>) -> Result<(), StoreError> {
         if let Put::Stale(newer) = self.inner.store.put(row.clone(), previous).await? {
             // Another process minted one meanwhile. Both are good; the later one is kept.
-            row.generation = newer.generation + 1;
-            self.inner.store.put(row, Some(newer.generation)).await?;
+            row.generation = row.generation.max(newer.generation + 1);
+            self.inner.store.put(row.clone(), Some(newer.generation)).await?;
         }
         Ok(())
     }
@@ -284,16 +284,12 @@ impl Renewal<'_> {
         }
     }
 
-    /// The row's token, if it is another one than the one to be replaced, and lives.
+    /// The row's token, if it is a later one than the one at hand, and lives.
     fn adopt(&self, row: &Row) -> Option<Token> {
         let access = row.access.as_ref().filter(|_| row.target == *self.slot.key.target)?;
-        let newer = match self.cause {
-            Cause::Needed => true,
-            Cause::Ahead => self.slot.lock().generation().is_none_or(|held| row.generation > held),
-            Cause::Rejected(rejected) => row.generation > rejected,
-        };
         let now = self.inner.clock.now();
         let token = Token::stored(access, row.generation, now, self.known.provider.refresh_before);
+        let newer = self.slot.lock().is_news(&token, self.cause);
         let adopted = Some(token).filter(|token| newer && token.lives(now))?;
         self.inner.tell(&self.slot.key, TokenChange::Adopted { generation: row.generation });
         Some(adopted)

@@ -104,6 +104,14 @@ impl State {
         self.token.as_ref().map(|token| token.generation)
     }
 
+    /// Whether a token from the store is a later one than the token at hand, and not the one that was rejected, under
+    /// another number.
+    pub(super) fn is_news(&self, stored: &Token, cause: Cause) -> bool {
+        let Some(held) = &self.token else { return true };
+        let rejected = matches!(cause, Cause::Rejected(_)) && stored.secret == held.secret;
+        stored.generation > held.generation && !rejected
+    }
+
     /// Whether the token should be renewed now, ahead of its end, by a request that comes along.
     pub(super) fn due(&self, now: Now) -> bool {
         let due = self.token.as_ref().and_then(|token| token.renew_at).is_some_and(|at| at <= now.instant);
@@ -236,8 +244,15 @@ impl Token {
 
     /// The token of a row, which was written some time ago, perhaps by another process.
     pub(super) fn stored(access: &Access, generation: u64, now: Now, ahead: Duration) -> Self {
-        let age = now.wall.duration_since(access.obtained_at).unwrap_or_default();
-        let lifetime = access.expires_at.map(|end| end.duration_since(access.obtained_at).unwrap_or_default());
+        let age = now.wall.duration_since(access.obtained_at);
+        // From the future, so the wall clock was set back, and how old it is nobody knows. Another machine's clock may
+        // be a little ahead.
+        let unknown = age.as_ref().is_err_and(|ahead| ahead.duration() > EARLY);
+        let lifetime = access.expires_at.map(|end| match end.duration_since(access.obtained_at) {
+            Ok(lifetime) if !unknown => lifetime,
+            _ => Duration::ZERO,
+        });
+        let age = age.unwrap_or_default();
         // Of the monotonic clock only the present is known, so the age is what the wall clock says.
         let sent = Now { instant: now.instant.checked_sub(age).unwrap_or(now.instant), wall: access.obtained_at };
         Self::new(access.token.clone(), generation, sent, lifetime, ahead)
