@@ -32,6 +32,8 @@ use slot::{Slot, State};
 
 /// At most this many calls at once to one token endpoint.
 const CALLS_AT_ONCE: usize = 4;
+/// Of those, for renewals that nobody waits for.
+const AHEAD_AT_ONCE: usize = 3;
 
 /// All tokens. A clone shares them.
 #[derive(Clone)]
@@ -54,9 +56,15 @@ struct Inner {
 struct Known {
     provider: Arc<Provider>,
     target: Arc<Target>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// Where its token endpoint is, once discovered.
     endpoint: tokio::sync::OnceCell<Url>,
+}
+
+/// Who may call a token endpoint now (SEMANTICS C15).
+struct Turns {
+    all: Semaphore,
+    ahead: Semaphore,
 }
 
 /// Which token: for whom, from whom, good for what. Never a joined string (SEMANTICS C4).
@@ -220,13 +228,13 @@ type Flight = Shared<oneshot::Receiver<Result<Bearer, TokenError>>>;
 impl Tokens {
     /// Tokens for these providers, none of them fetched yet. Must be called within a tokio runtime.
     pub fn new(providers: &[Arc<Provider>], parts: Parts) -> Self {
-        let mut turns: HashMap<Endpoint, Arc<Semaphore>> = HashMap::new();
+        let mut turns: HashMap<Endpoint, Arc<Turns>> = HashMap::new();
         let known = |provider: &Arc<Provider>| {
             let turns = turns.entry(provider.endpoint.clone());
             let known = Known {
                 provider: provider.clone(),
                 target: Arc::new(provider.target.clone()),
-                turns: turns.or_insert_with(|| Arc::new(Semaphore::new(CALLS_AT_ONCE))).clone(),
+                turns: turns.or_default().clone(),
                 endpoint: tokio::sync::OnceCell::new(),
             };
             (provider.name.clone(), Arc::new(known))
@@ -319,6 +327,7 @@ impl Tokens {
             return Ok(Ok(newer));
         }
         if let Some(flight) = state.flight() {
+            slot.awaited.notify_one();
             return Ok(Err(flight));
         }
         self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
@@ -333,6 +342,12 @@ impl Tokens {
     }
 }
 
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Semaphore::new(CALLS_AT_ONCE), ahead: Semaphore::new(AHEAD_AT_ONCE) }
+    }
+}
+
 impl Inner {
     fn slot(&self, key: &Key) -> Arc<Slot> {
         if let Some(slot) = self.slots.get(key) {
@@ -344,6 +359,7 @@ impl Inner {
     /// Joins the renewal under way, or starts one.
     fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
         if let Some(flight) = state.flight() {
+            slot.awaited.notify_one();
             return flight;
         }
         let (landed, flight) = oneshot::channel();

@@ -32,10 +32,24 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
         provider: slot.key.provider.clone(),
         error: "it is no longer configured".into(),
     })?;
-    let renewal = Renewal { inner, slot, known, cause, started: Instant::now() };
+    let _place = match cause {
+        Cause::Ahead => queue(inner, slot, &known).await,
+        Cause::Needed | Cause::Rejected(_) => None,
+    };
+    let renewal = Renewal { inner, slot, known: known.clone(), cause, ready_by: Instant::now() + PREPARATION };
     match renewal.known.provider.grant {
         Grant::ClientCredentials => renewal.mint().await,
         Grant::RefreshToken => renewal.rotate().await,
+    }
+}
+
+/// A place among the renewals that nobody waits for. They queue among themselves, so that a thousand of them hold up
+/// no request, and for as long as it takes, unless somebody comes to wait for this one, or the stop.
+async fn queue<'a>(inner: &Inner, slot: &Slot, known: &'a Known) -> Option<SemaphorePermit<'a>> {
+    tokio::select! {
+        place = known.turns.ahead.acquire() => place.ok(),
+        () = slot.awaited.notified() => None,
+        () = inner.drain.started() => None,
     }
 }
 
@@ -44,13 +58,22 @@ struct Renewal<'a> {
     slot: &'a Arc<Slot>,
     known: Arc<Known>,
     cause: Cause,
-    started: Instant,
+    /// Until when it waits for what it needs before it calls.
+    ready_by: Instant,
 }
 
 /// What the provider answered, and when it was asked.
 struct Asked {
     answer: Answer,
     sent: Now,
+}
+
+/// What the store has for a key, when it has anything good.
+enum Found {
+    /// A token that will do.
+    Token(Token),
+    /// A grant that brings one.
+    Grant(Row),
 }
 
 /// Why the provider gave no token.
@@ -101,26 +124,29 @@ impl Renewal<'_> {
     /// RFC 6749 section 6, under the key's lease, so that no two processes redeem one refresh token.
     async fn rotate(&self) -> Result<Token, TokenError> {
         save(self.inner, self.slot).await.map_err(|error| self.store_failed(&error))?;
-        if let Some(token) = self.stored().await?.and_then(|row| self.adopt(&row)) {
+        // Before anything that can fail: that nobody has connected is true of a provider that is down, too.
+        if let Found::Token(token) = self.look().await? {
             return Ok(token);
         }
         let endpoint = self.endpoint().await?;
-        let Some(_lease) = self.lease().await? else {
-            let adopted = self.stored().await?.and_then(|row| self.adopt(&row));
-            return adopted.ok_or_else(|| self.unavailable("another process is renewing it".into(), Duration::ZERO));
-        };
+        // Before the lease, which is a file held open: a thousand may wait for their turn.
         let _turn = self.turn().await?;
-        let row = self.grant().await?;
-        if let Some(token) = self.adopt(&row) {
-            return Ok(token);
-        }
-        match self.redeem(&endpoint, &row).await {
-            // A sibling's newer refresh token takes the place of the refused one, once (C15).
-            Err(Redeemed::Replaced) => match self.adopt(&self.grant().await?) {
-                Some(token) => Ok(token),
-                None => self.redeem(&endpoint, &self.grant().await?).await.map_err(|error| self.last(error)),
+        let lease = self.lease().await?;
+        match (self.look().await?, lease) {
+            (Found::Token(token), _) => Ok(token),
+            (Found::Grant(_), None) => Err(self.unavailable("another process is renewing it".into(), Duration::ZERO)),
+            (Found::Grant(row), Some(_lease)) => match self.redeem(&endpoint, &row).await {
+                Err(Redeemed::Replaced) => self.redeem_again(&endpoint).await,
+                other => other.map_err(|error| self.last(error)),
             },
-            other => other.map_err(|error| self.last(error)),
+        }
+    }
+
+    /// A sibling's newer refresh token takes the place of the refused one, once (C15).
+    async fn redeem_again(&self, endpoint: &Url) -> Result<Token, TokenError> {
+        match self.look().await? {
+            Found::Token(token) => Ok(token),
+            Found::Grant(row) => self.redeem(endpoint, &row).await.map_err(|error| self.last(error)),
         }
     }
 
@@ -250,18 +276,19 @@ impl Renewal<'_> {
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, TokenError> {
-        let turn = self.prepared(self.known.turns.acquire()).await?;
+        let turn = self.prepared(self.known.turns.all.acquire()).await?;
         turn.map_err(|_| self.unavailable("the sidecar is stopping".into(), Duration::ZERO))
     }
 
     async fn lease(&self) -> Result<Option<Lease>, TokenError> {
         let (provider, subject) = (&self.slot.key.provider, &self.slot.key.subject);
-        let lease = self.inner.store.lease(provider, subject, LEASE_WAIT).await;
+        let wait = LEASE_WAIT.min(self.ready_by.saturating_duration_since(Instant::now()));
+        let lease = self.inner.store.lease(provider, subject, wait).await;
         lease.map_err(|error| self.store_failed(&error))
     }
 
     async fn prepared<T>(&self, step: impl Future<Output = T>) -> Result<T, TokenError> {
-        let done = tokio::time::timeout_at(self.started + PREPARATION, step).await;
+        let done = tokio::time::timeout_at(self.ready_by, step).await;
         done.map_err(|_| self.unavailable("the provider is too slow".into(), Duration::ZERO))
     }
 
@@ -273,14 +300,15 @@ impl Renewal<'_> {
         self.row().await.map_err(|error| self.store_failed(&error))
     }
 
-    /// The stored grant, if it is still good for a renewal.
-    async fn grant(&self) -> Result<Row, TokenError> {
-        let (provider, subject) = (self.slot.key.provider.clone(), self.slot.key.subject.clone());
-        let row = self.stored().await?.ok_or(TokenError::NotConnected { provider, subject })?;
+    /// What the store has for this key.
+    async fn look(&self) -> Result<Found, TokenError> {
+        let row = self.stored().await?.ok_or_else(|| self.not_connected())?;
+        if let Some(token) = self.adopt(&row) {
+            return Ok(Found::Token(token));
+        }
         match &row.state {
-            // A valid access token of it has been looked for before; its refresh token is dead.
             RowState::Reauthorize { reason } => Err(self.reauthorize(reason)),
-            RowState::Connected | RowState::FixConfiguration { .. } => Ok(row),
+            RowState::Connected | RowState::FixConfiguration { .. } => Ok(Found::Grant(row)),
         }
     }
 
@@ -329,6 +357,11 @@ impl Renewal<'_> {
 
     fn lifetime(&self, answer: &Answer) -> Option<Duration> {
         answer.lifetime.or(self.known.provider.default_lifetime)
+    }
+
+    fn not_connected(&self) -> TokenError {
+        let (provider, subject) = (self.slot.key.provider.clone(), self.slot.key.subject.clone());
+        TokenError::NotConnected { provider, subject }
     }
 
     fn reauthorize(&self, reason: &str) -> TokenError {

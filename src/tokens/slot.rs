@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Bearer, Cause, Flight, Key, TokenError};
@@ -24,6 +25,8 @@ const ABSENT_REST: Duration = Duration::from_secs(1);
 /// The place of one token.
 pub(super) struct Slot {
     pub(super) key: Key,
+    /// Somebody waits for a renewal that nobody waited for when it began.
+    pub(super) awaited: Notify,
     state: Mutex<State>,
 }
 
@@ -80,7 +83,7 @@ impl Default for Force {
 
 impl Slot {
     pub(super) fn new(key: Key) -> Self {
-        Self { key, state: Mutex::default() }
+        Self { key, awaited: Notify::new(), state: Mutex::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
