@@ -9,6 +9,7 @@ mod schedule;
 mod slot;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -298,11 +299,10 @@ impl Tokens {
     /// # Errors
     /// No second try makes sense, and [`NoRenewal`] says why.
     pub async fn renew(&self, key: &Key, rejected: &Bearer) -> Result<Bearer, NoRenewal> {
-        let flight = match self.reject(key, rejected)? {
-            Ok(newer) => return Ok(newer),
-            Err(flight) => flight,
+        let renewed = match self.reject(key, rejected)? {
+            Ok(newer) => newer,
+            Err(flight) => land(&key.provider, flight).await.map_err(NoRenewal::Failed)?,
         };
-        let renewed = land(&key.provider, flight).await.map_err(NoRenewal::Failed)?;
         if renewed.secret == rejected.secret { Err(NoRenewal::SameToken) } else { Ok(renewed) }
     }
 
@@ -326,11 +326,9 @@ impl Tokens {
         if let Some(newer) = state.usable(now).filter(|bearer| bearer.generation != rejected.generation) {
             return Ok(Ok(newer));
         }
-        if let Some(flight) = state.flight() {
-            slot.awaited.notify_one();
+        if let Some(flight) = slot.join(&mut state) {
             return Ok(Err(flight));
         }
-        self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
         if !state.may_force(now, rejected.generation) {
             return Err(NoRenewal::CoolDown);
         }
@@ -338,6 +336,7 @@ impl Tokens {
             return Err(NoRenewal::Failed(error));
         }
         state.forced(now);
+        self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
         Ok(Err(Inner::fly(&self.inner, &slot, &mut state, Cause::Rejected(rejected.generation))))
     }
 }
@@ -358,18 +357,20 @@ impl Inner {
 
     /// Joins the renewal under way, or starts one.
     fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
-        if let Some(flight) = state.flight() {
-            slot.awaited.notify_one();
+        if let Some(flight) = slot.join(state) {
             return flight;
         }
         let (landed, flight) = oneshot::channel();
         let flight = flight.shared();
-        state.take_off(flight.clone());
+        slot.take_off(state, flight.clone(), cause);
         let (inner, slot) = (inner.clone(), slot.clone());
         // In a task of its own: an agent that hangs up must not cancel a renewal, since the provider may already
         // have replaced the refresh token that we would then lose.
         inner.clone().drain.spawn(async move {
-            let outcome = refresh::run(&inner, &slot, cause).await;
+            // A panic must not leave a flight that never lands: nobody could start another.
+            let outcome = AssertUnwindSafe(refresh::run(&inner, &slot, cause)).catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|_| Err(broken_off(&slot.key.provider)));
+            // The only error is that nobody waits.
             let _ = landed.send(inner.settle(&slot, cause, outcome));
         });
         flight
@@ -384,13 +385,17 @@ impl Inner {
     ) -> Result<Bearer, TokenError> {
         let now = self.clock.now();
         let mut state = slot.lock();
+        let repeated = outcome.as_ref().is_err_and(|error| state.is_known(error));
         let settled = state.settle(now, cause, outcome);
         let (next, serving_old) = (state.next_renewal(now), state.has_usable(now));
         drop(state);
         if let Some(at) = next {
             self.schedule.at(slot.key.clone(), at);
         }
-        if let Err(error) = &settled {
+        // A dead grant is looked at again every second; once is enough to tell.
+        if let Err(error) = settled.as_ref()
+            && !repeated
+        {
             let (code, error) = (error.code(), error.to_string());
             self.tell(&slot.key, TokenChange::Failed { cause: cause.name(), code, error, serving_old });
         }
@@ -403,9 +408,11 @@ impl Inner {
 }
 
 async fn land(provider: &ProviderName, flight: Flight) -> Result<Bearer, TokenError> {
-    flight.await.unwrap_or_else(|_| {
-        // Only when the task panicked.
-        let why = "the renewal broke off; this is a defect in Sidebearer".to_owned();
-        Err(TokenError::Unavailable { provider: provider.clone(), why, retry_after: Duration::from_secs(1) })
-    })
+    // The only error is that the runtime has dropped the task: the process is ending.
+    flight.await.unwrap_or_else(|_| Err(broken_off(provider)))
+}
+
+fn broken_off(provider: &ProviderName) -> TokenError {
+    let why = "the renewal broke off; this is a defect in Sidebearer".to_owned();
+    TokenError::Unavailable { provider: provider.clone(), why, retry_after: Duration::from_secs(1) }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
 use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ const ABSENT_REST: Duration = Duration::from_secs(1);
 /// The place of one token.
 pub(super) struct Slot {
     pub(super) key: Key,
-    /// Somebody waits for a renewal that nobody waited for when it began.
+    /// Somebody waits for the renewal under way.
     pub(super) awaited: Notify,
     state: Mutex<State>,
 }
@@ -38,7 +39,10 @@ pub(super) struct State {
     rest: Option<Rest>,
     attempts: u32,
     force: Force,
+    /// Whether the token was used since it came.
     used: bool,
+    /// Whether somebody waits for the renewal under way, and will use what it brings.
+    joined: bool,
     /// A rotated row that could not be written yet (SEMANTICS C13).
     pub(super) unsaved: Option<Row>,
 }
@@ -89,6 +93,22 @@ impl Slot {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+
+    /// The renewal under way, to wait for it.
+    pub(super) fn join(&self, state: &mut State) -> Option<Flight> {
+        let flight = state.flight.clone()?;
+        state.joined = true;
+        self.awaited.notify_one();
+        Some(flight)
+    }
+
+    /// Begins a renewal.
+    pub(super) fn take_off(&self, state: &mut State, flight: Flight, cause: Cause) {
+        state.flight = Some(flight);
+        state.joined = !matches!(cause, Cause::Ahead);
+        // Left by those who waited for the one before.
+        let _ = self.awaited.notified().now_or_never();
+    }
 }
 
 impl State {
@@ -126,6 +146,11 @@ impl State {
         self.used && self.due(now)
     }
 
+    /// Whether the last try failed with the very same error.
+    pub(super) fn is_known(&self, error: &TokenError) -> bool {
+        self.rest.as_ref().is_some_and(|rest| rest.error == *error)
+    }
+
     /// The last failure, while nothing is to be tried after it.
     pub(super) fn resting(&self, now: Now) -> Option<TokenError> {
         let rest = self.rest.as_ref().filter(|rest| now.instant < rest.until)?;
@@ -134,14 +159,6 @@ impl State {
             *retry_after = rest.until - now.instant;
         }
         Some(error)
-    }
-
-    pub(super) fn flight(&self) -> Option<Flight> {
-        self.flight.clone()
-    }
-
-    pub(super) fn take_off(&mut self, flight: Flight) {
-        self.flight = Some(flight);
     }
 
     /// Whether a 401 to this generation may force a renewal now.
@@ -178,7 +195,7 @@ impl State {
                 if matches!(cause, Cause::Rejected(_)) {
                     self.force.brought = Some(token.generation);
                 }
-                self.used = !matches!(cause, Cause::Ahead);
+                self.used = self.joined;
                 (self.rest, self.attempts) = (None, 0);
                 // Those who waited for it use it even in its last seconds; it came this moment.
                 let bearer = self.bearer(&token);
