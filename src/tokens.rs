@@ -87,7 +87,7 @@ pub struct Bearer {
     /// Its number in the history of its row.
     pub generation: u64,
     secret: Secret,
-    /// A 401 forced its renewal, and no answer to it has been seen yet.
+    /// A 401 forced its renewal, and no upstream has taken it yet.
     unproven: bool,
 }
 

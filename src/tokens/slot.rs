@@ -75,13 +75,15 @@ struct Rest {
 struct Force {
     last: Option<Instant>,
     every: Duration,
-    /// The generation that the last forced renewal brought, until an answer to it is seen.
+    /// The generation that the last forced renewal brought, until an upstream takes it.
     brought: Option<u64>,
+    /// Whether a 401 to that generation was counted.
+    doubled: bool,
 }
 
 impl Default for Force {
     fn default() -> Self {
-        Self { last: None, every: COOL_DOWN, brought: None }
+        Self { last: None, every: COOL_DOWN, brought: None, doubled: false }
     }
 }
 
@@ -163,8 +165,8 @@ impl State {
 
     /// Whether a 401 to this generation may force a renewal now.
     pub(super) fn may_force(&mut self, now: Now, rejected: u64) -> bool {
-        if self.force.brought == Some(rejected) {
-            self.force.brought = None;
+        if self.force.brought == Some(rejected) && !self.force.doubled {
+            self.force.doubled = true;
             self.force.every = (self.force.every * 2).min(COOL_DOWN_MOST);
         }
         self.force.last.is_none_or(|last| now.instant.duration_since(last) >= self.force.every)
@@ -194,6 +196,7 @@ impl State {
                 token.renew_at = self.paced(now, &token);
                 if matches!(cause, Cause::Rejected(_)) {
                     self.force.brought = Some(token.generation);
+                    self.force.doubled = false;
                 }
                 self.used = self.joined;
                 (self.rest, self.attempts) = (None, 0);
