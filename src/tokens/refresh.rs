@@ -8,7 +8,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use url::Url;
 
-use super::slot::{Slot, Token};
+use super::slot::{LONGEST_LIFETIME, Slot, Token};
 use super::{Cause, Inner, Known, TokenError};
 use crate::clock::Now;
 use crate::events::TokenChange;
@@ -356,7 +356,8 @@ impl Renewal<'_> {
     }
 
     fn lifetime(&self, answer: &Answer) -> Option<Duration> {
-        answer.lifetime.or(self.known.provider.default_lifetime)
+        let lifetime = answer.lifetime.or(self.known.provider.default_lifetime);
+        lifetime.filter(|life| *life <= LONGEST_LIFETIME)
     }
 
     fn not_connected(&self) -> TokenError {

@@ -17,6 +17,8 @@ use crate::store::{Access, Row};
 const EARLY: Duration = Duration::from_secs(5);
 const COOL_DOWN: Duration = Duration::from_secs(30);
 const COOL_DOWN_MOST: Duration = Duration::from_secs(5 * 60);
+/// What claims to live longer has no known end (SEMANTICS C16).
+pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 const BACKOFF_MOST: Duration = Duration::from_secs(60);
 /// How often a configuration that the provider refuses is tried again.
 const REFUSED_REST: Duration = Duration::from_secs(10 * 60);
@@ -257,6 +259,7 @@ impl Token {
     /// A token that lives for `lifetime` from `sent`, the moment of its request, and is renewed `ahead` of its end at
     /// most.
     pub(super) fn new(secret: Secret, generation: u64, sent: Now, lifetime: Option<Duration>, ahead: Duration) -> Self {
+        let lifetime = lifetime.filter(|life| *life <= LONGEST_LIFETIME);
         let expiry = lifetime.map(|life| Expiry { instant: sent.instant + life, wall: sent.wall + life });
         let renew_at = lifetime.map(|life| {
             let ahead = ahead.min(life / 3);
