@@ -131,27 +131,27 @@ impl Renewal<'_> {
         let endpoint = self.endpoint().await?;
         // Before the lease, which is a file held open: a thousand may wait for their turn.
         let _turn = self.turn().await?;
-        let lease = self.lease().await?;
+        let lease = self.lease().await?.map(Arc::new);
         match (self.look().await?, lease) {
             (Found::Token(token), _) => Ok(token),
             (Found::Grant(_), None) => Err(self.unavailable("another process is renewing it".into(), Duration::ZERO)),
-            (Found::Grant(row), Some(_lease)) => match self.redeem(&endpoint, &row).await {
-                Err(Redeemed::Replaced) => self.redeem_again(&endpoint).await,
+            (Found::Grant(row), Some(lease)) => match self.redeem(&endpoint, &row, &lease).await {
+                Err(Redeemed::Replaced) => self.redeem_again(&endpoint, &lease).await,
                 other => other.map_err(|error| self.last(error)),
             },
         }
     }
 
     /// A sibling's newer refresh token takes the place of the refused one, once (C15).
-    async fn redeem_again(&self, endpoint: &Url) -> Result<Token, TokenError> {
+    async fn redeem_again(&self, endpoint: &Url, lease: &Arc<Lease>) -> Result<Token, TokenError> {
         match self.look().await? {
             Found::Token(token) => Ok(token),
-            Found::Grant(row) => self.redeem(endpoint, &row).await.map_err(|error| self.last(error)),
+            Found::Grant(row) => self.redeem(endpoint, &row, lease).await.map_err(|error| self.last(error)),
         }
     }
 
     /// Sends the refresh token: intent, call, new row, in this order.
-    async fn redeem(&self, endpoint: &Url, row: &Row) -> Result<Token, Redeemed> {
+    async fn redeem(&self, endpoint: &Url, row: &Row, lease: &Arc<Lease>) -> Result<Token, Redeemed> {
         let Some(refresh_token) = &row.refresh_token else {
             return Err(Redeemed::No(self.reauthorize("no_refresh_token")));
         };
@@ -164,7 +164,7 @@ impl Renewal<'_> {
         intended.map_err(|error| Redeemed::No(self.store_failed(&error)))?;
 
         match self.ask(endpoint, Ask::Refresh(refresh_token)).await {
-            Ok(asked) => Ok(self.keep(row, &asked).await),
+            Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
             Err(Refusal::Failed(Failure::Reauthorize { error })) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
                 Err(self.dead(row, reason).await)
@@ -182,33 +182,41 @@ impl Renewal<'_> {
     }
 
     /// Makes the answer durable before anyone gets its access token (C12 step 4).
-    async fn keep(&self, row: &Row, asked: &Asked) -> Token {
+    async fn keep(&self, row: &Row, asked: &Asked, lease: &Arc<Lease>) -> Result<Token, TokenError> {
         let new = self.new_row(asked, row.generation + 1, Some(row));
         match self.inner.store.put(new.clone(), Some(row.generation)).await {
             Ok(Put::Done) => {}
             Ok(Put::Gone) => {
                 tracing::warn!(provider = %row.provider, subject = %row.subject,
                     "the grant was removed during its renewal, and stays removed");
+                return Err(self.not_connected());
             }
             Ok(Put::Stale(newer)) => {
-                // Somebody stored another grant meanwhile. It stays; this token serves until it is used.
                 tracing::warn!(provider = %row.provider, subject = %row.subject, generation = newer.generation,
                     "another grant was stored during a renewal, and is kept");
+                if let Some(token) = self.adopt(&newer) {
+                    return Ok(token);
+                }
+                // It has no token yet; the one at hand serves until its end.
             }
             Err(error) => {
                 tracing::error!(provider = %row.provider, subject = %row.subject, %error,
                     "a rotated refresh token could not be stored; it is held in memory and tried again");
-                self.slot.lock().unsaved = Some(new.clone());
-                let (inner, slot) = (self.inner.clone(), self.slot.clone());
-                // A graceful stop waits for this task: without it the grant would be lost.
-                self.inner.drain.spawn(async move {
-                    while save(&inner, &slot).await.is_err() {
-                        tokio::time::sleep(SAVE_AGAIN).await;
-                    }
-                });
+                self.save_later(Unsaved { row: new.clone(), _lease: lease.clone() });
             }
         }
-        self.obtained(asked, new.generation)
+        Ok(self.obtained(asked, new.generation))
+    }
+
+    /// Goes on trying, in a task that a graceful stop waits for: without it the grant would be lost.
+    fn save_later(&self, unsaved: Unsaved) {
+        self.slot.lock().unsaved = Some(unsaved);
+        let (inner, slot) = (self.inner.clone(), self.slot.clone());
+        self.inner.drain.spawn(async move {
+            while save(&inner, &slot).await.is_err() {
+                tokio::time::sleep(SAVE_AGAIN).await;
+            }
+        });
     }
 
     /// The provider refused the refresh token: for good, unless a sibling has stored a newer one (C15).
@@ -409,14 +417,21 @@ enum Redeemed {
     Replaced,
 }
 
+/// A rotated row that is in memory only (SEMANTICS C13).
+pub(super) struct Unsaved {
+    row: Row,
+    /// Held until it is stored: until then other processes read the refresh token that must not be sent again.
+    _lease: Arc<Lease>,
+}
+
 /// Writes a rotated row that could not be written when it came (SEMANTICS C13).
 async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
-    let Some(row) = slot.lock().unsaved.clone() else { return Ok(()) };
+    let Some(row) = slot.lock().unsaved.as_ref().map(|unsaved| unsaved.row.clone()) else { return Ok(()) };
     let generation = row.generation;
     // Stale means that a newer row is there, or this very one: a write can fail after it was done.
     inner.store.put(row, Some(generation - 1)).await?;
     let mut state = slot.lock();
-    if state.unsaved.as_ref().is_some_and(|unsaved| unsaved.generation == generation) {
+    if state.unsaved.as_ref().is_some_and(|unsaved| unsaved.row.generation == generation) {
         state.unsaved = None;
         tracing::info!(provider = %slot.key.provider, subject = %slot.key.subject, "the rotated refresh token is stored now");
     }

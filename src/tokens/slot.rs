@@ -8,10 +8,11 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::refresh::Unsaved;
 use super::{Bearer, Cause, Flight, Key, TokenError};
 use crate::clock::Now;
 use crate::secret::Secret;
-use crate::store::{Access, Row};
+use crate::store::Access;
 
 /// A token is not used in its last seconds: it has to arrive, too.
 const EARLY: Duration = Duration::from_secs(5);
@@ -45,8 +46,7 @@ pub(super) struct State {
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.
     joined: bool,
-    /// A rotated row that could not be written yet (SEMANTICS C13).
-    pub(super) unsaved: Option<Row>,
+    pub(super) unsaved: Option<Unsaved>,
 }
 
 /// A token and its times.
