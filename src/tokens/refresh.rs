@@ -23,8 +23,9 @@ use crate::upstream::CallError;
 const PREPARATION: Duration = Duration::from_secs(10);
 /// How long another process's renewal is waited for (SEMANTICS C19).
 const LEASE_WAIT: Duration = Duration::from_secs(5);
-/// How often a row that could not be written is tried again.
-const SAVE_AGAIN: Duration = Duration::from_secs(2);
+/// How soon a row that could not be written is tried again, at first and at most.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+const SAVE_AGAIN_MOST: Duration = Duration::from_secs(10);
 
 /// Brings a token for a slot: adopts a newer one from the store, or asks the provider.
 pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> Result<Token, TokenError> {
@@ -213,8 +214,10 @@ impl Renewal<'_> {
         self.slot.lock().unsaved = Some(unsaved);
         let (inner, slot) = (self.inner.clone(), self.slot.clone());
         self.inner.drain.spawn(async move {
+            let mut wait = SAVE_AGAIN;
             while save(&inner, &slot).await.is_err() {
-                tokio::time::sleep(SAVE_AGAIN).await;
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(SAVE_AGAIN_MOST);
             }
         });
     }
