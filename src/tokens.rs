@@ -7,6 +7,8 @@
 mod refresh;
 mod schedule;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
