@@ -1,0 +1,3 @@
+//! The product from outside: whole sidecars in this process, and the program itself.
+
+mod floors;
