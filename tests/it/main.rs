@@ -1,3 +1,6 @@
 //! The product from outside: whole sidecars in this process, and the program itself.
 
 mod floors;
+mod retry;
+mod routing;
+mod world;

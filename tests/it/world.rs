@@ -1,0 +1,409 @@
+//! A world for one test: an app on a free port, an API, a provider, and a server that must never see a token.
+//!
+//! When it ends it looks for its secrets where they must not be: in the log at trace level, in what agents were
+//! answered, and in what the third server saw; and for panics.
+
+pub mod agent;
+pub mod answer;
+pub mod certificates;
+pub mod log;
+pub mod provider;
+pub mod raw;
+pub mod server;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use sidebearer::app::{self, Authority, Options};
+use sidebearer::clock::Clock;
+use sidebearer::config::{self, Settings};
+use sidebearer::drain::Drained;
+use sidebearer::events::{self, Event, TokenChange};
+use sidebearer::names::{Subject, UserName};
+use sidebearer::store::{Row, State};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use self::agent::Heard;
+use self::answer::Answer;
+use self::certificates::{Proof, Root};
+use self::log::CANARY;
+use self::provider::{CLIENT_ID, Issued};
+use self::raw::Raw;
+use self::server::Server;
+
+/// Nothing takes longer, not on a busy machine either; what does is a failure, not a slow test.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits for what must happen.
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
+}
+
+/// What is different in a world.
+pub struct Setup {
+    top: String,
+    provider: String,
+    routes: String,
+    api_alpn: Vec<&'static str>,
+    api_proof: Proof,
+    evil_proof: Proof,
+    resolve: Vec<(&'static str, To)>,
+    lifetime: Option<u64>,
+    users: Vec<&'static str>,
+    user: &'static str,
+}
+
+/// A server of the world.
+#[derive(Clone, Copy)]
+pub enum To {
+    Api,
+    Evil,
+    Plain,
+}
+
+/// A running world.
+pub struct World {
+    pub api: Server,
+    pub auth: Server,
+    pub evil: Server,
+    /// `plain.test`, an API without TLS.
+    pub plain: Server,
+    pub issued: Issued,
+    pub proxy: std::net::SocketAddr,
+    pub settings: Settings,
+    pub ca: PathBuf,
+    roots: Arc<RootCertStore>,
+    told: Mutex<Told>,
+    heard: Heard,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<Drained>>,
+    _folder: TempDir,
+}
+
+/// The usual world: client credentials, one route to `api.test`.
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            top: String::new(),
+            provider: "client_credentials: {}".into(),
+            routes: "  - host: api.test\n    provider: main\n".into(),
+            api_alpn: vec!["h2", "http/1.1"],
+            api_proof: Proof::Good,
+            evil_proof: Proof::Good,
+            resolve: vec![("api.test:443", To::Api), ("evil.test:443", To::Evil), ("plain.test:80", To::Plain)],
+            lifetime: Some(3600),
+            users: Vec::new(),
+            user: "default",
+        }
+    }
+}
+
+impl Setup {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Further lines of `proxy.yaml`.
+    pub fn top(mut self, lines: &str) -> Self {
+        self.top.push_str(&format!("{lines}\n"));
+        self
+    }
+
+    /// The routes, in the place of the one to `api.test`.
+    pub fn routes(self, routes: &str) -> Self {
+        Self { routes: routes.lines().map(|line| format!("  {line}\n")).collect(), ..self }
+    }
+
+    pub fn api_speaks(self, alpn: &[&'static str]) -> Self {
+        Self { api_alpn: alpn.to_vec(), ..self }
+    }
+
+    pub fn api_proves_itself(self, proof: Proof) -> Self {
+        Self { api_proof: proof, ..self }
+    }
+
+    pub fn evil_proves_itself(self, proof: Proof) -> Self {
+        Self { evil_proof: proof, ..self }
+    }
+
+    /// Who answers for an authority.
+    pub fn resolve(mut self, authority: &'static str, to: To) -> Self {
+        self.resolve.retain(|(known, _)| *known != authority);
+        self.resolve.push((authority, to));
+        self
+    }
+
+    /// `None`: the provider does not say.
+    pub fn tokens_live(self, seconds: Option<u64>) -> Self {
+        Self { lifetime: seconds, ..self }
+    }
+
+    /// The provider works for users; these have connected.
+    pub fn connected(mut self, users: &[&'static str]) -> Self {
+        self.provider = "refresh_token: {}".into();
+        self.users = users.to_vec();
+        self
+    }
+
+    /// For whom the agent acts.
+    pub fn acting_for(self, user: &'static str) -> Self {
+        Self { user, ..self }
+    }
+
+    pub async fn start(self) -> World {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        log::watch();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let issued = Issued::new(COUNT.fetch_add(1, Ordering::SeqCst), self.lifetime);
+        let root = Root::new();
+        let (for_api, for_auth) = (issued.clone(), issued.clone());
+        let api = root.server(&["api.test", "*.api.test"], self.api_proof, &self.api_alpn);
+        let api = Server::start(Some(api), Box::new(move |seen| for_api.api(seen))).await;
+        let auth = root.server(&["auth.test"], Proof::Good, &["h2", "http/1.1"]);
+        let auth = Server::start(Some(auth), Box::new(move |seen| for_auth.token(seen))).await;
+        let evil = root.server(&["evil.test", "api.test"], self.evil_proof, &["h2", "http/1.1"]);
+        let evil = Server::start(Some(evil), Box::new(|_| answer::answer(200).saying("thank you\n"))).await;
+        let for_plain = issued.clone();
+        let plain = Server::start(None, Box::new(move |seen| for_plain.api(seen))).await;
+
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("root.pem"), &root.pem).unwrap();
+        let settings = self.settings(&folder, &issued, &[&api, &auth, &evil, &plain]);
+        for (index, user) in self.users.iter().enumerate() {
+            connect(&settings, user, &issued.grant(index + 1)).await;
+        }
+        let authority = Authority::Fresh(folder.path().join("ca"));
+        let user: UserName = self.user.parse().unwrap();
+        let app = app::build(&settings, Options { user, authority, clock: Clock::system() }).await.unwrap();
+        let roots = roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), &root.pem]);
+        let (proxy, events, ca) = (app.address, app.events.watch(), app.ca_files.ca.clone());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            let _ = stopped.await;
+        }));
+        World {
+            api,
+            auth,
+            evil,
+            plain,
+            issued,
+            proxy,
+            settings,
+            ca,
+            roots: Arc::new(roots),
+            told: Mutex::new(Told::by(events)),
+            heard: Heard::default(),
+            stop: Some(stop),
+            running: Some(running),
+            _folder: folder,
+        }
+    }
+
+    /// As anyone's configuration is read.
+    fn settings(&self, folder: &TempDir, issued: &Issued, servers: &[&Server; 4]) -> Settings {
+        let [api, auth, evil, plain] = servers;
+        let mut resolve = format!("  auth.test:443: {}\n", auth.address());
+        for (authority, to) in &self.resolve {
+            let address = match to {
+                To::Api => api.address(),
+                To::Evil => evil.address(),
+                To::Plain => plain.address(),
+            };
+            resolve.push_str(&format!("  {authority}: {address}\n"));
+        }
+        let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
+        let text = format!(
+            "listen: 127.0.0.1:0
+extra_ca_files: ['{path}/root.pem']
+drain: 5s
+{top}resolve:
+{resolve}providers:
+  main:
+    token_endpoint: https://auth.test/token
+    client_id: {CLIENT_ID}
+    client_secret: ${{CLIENT_SECRET}}
+    {provider}
+routes:
+{routes}store:
+  path: '{path}/store'
+  keys: ['${{STORE_KEY}}']
+"
+        );
+        let key = BASE64_STANDARD.encode(random());
+        let environment = |name: &str| match name {
+            "CLIENT_SECRET" => Some(issued.client_secret()),
+            "STORE_KEY" => Some(key.clone()),
+            _ => None,
+        };
+        config::parse("proxy.yaml", &text, &environment).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Setup::new().start().await
+    }
+
+    pub fn api_answers<A: Into<Answer>>(&self, answers: impl IntoIterator<Item = A>) {
+        self.api.answers(answers);
+    }
+
+    pub fn provider_answers<A: Into<Answer>>(&self, answers: impl IntoIterator<Item = A>) {
+        self.auth.answers(answers);
+    }
+
+    /// How often the provider was asked for a token.
+    pub fn token_calls(&self) -> usize {
+        self.auth.seen().len()
+    }
+
+    /// A connection to the proxy's port.
+    pub async fn connection(&self) -> Raw {
+        let stream = soon(TcpStream::connect(self.proxy)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Raw::new(stream, self.roots.clone(), self.heard.clone())
+    }
+
+    /// A connection on which CONNECT was answered with 200.
+    pub async fn tunnel(&self, to: &str) -> Raw {
+        let mut connection = self.connection().await;
+        connection.says(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n")).await;
+        let reply = connection.hears().await;
+        assert_eq!(reply.status, 200, "CONNECT {to}: {}", reply.text());
+        connection
+    }
+
+    /// HTTP/1.1 with the API, byte by byte.
+    pub async fn api_connection(&self) -> Raw {
+        self.tunnel("api.test:443").await.tls("api.test", &["http/1.1"]).await.unwrap()
+    }
+
+    /// The requests that were told of since this was last asked.
+    pub fn requests_told(&self) -> Vec<events::Request> {
+        let mut told = self.told.lock().unwrap();
+        told.catch_up();
+        let new = told.requests_asked..told.requests.len();
+        told.requests_asked = told.requests.len();
+        told.requests[new].to_vec()
+    }
+
+    /// The one request that was told of since this was last asked.
+    pub fn request_told(&self) -> events::Request {
+        let mut told = self.requests_told();
+        assert_eq!(told.len(), 1, "{told:?}");
+        told.remove(0)
+    }
+
+    /// Waits until the sidecar holds a token of this generation.
+    pub async fn obtained_tokens(&self, generation: u64) {
+        soon(async {
+            loop {
+                let mut live = self.told.lock().unwrap().live.resubscribe();
+                if self.told.lock().unwrap().catch_up().obtained >= generation {
+                    return;
+                }
+                let _ = live.recv().await;
+            }
+        })
+        .await;
+    }
+
+    /// Says stop, and waits for the end.
+    pub async fn stops(&mut self) -> Drained {
+        self.begins_to_stop();
+        soon(self.running.take().unwrap()).await.unwrap()
+    }
+
+    pub fn begins_to_stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+}
+
+/// What the sidecar told of itself.
+struct Told {
+    live: broadcast::Receiver<Event>,
+    requests: Vec<events::Request>,
+    requests_asked: usize,
+    /// The highest generation of a token.
+    obtained: u64,
+}
+
+impl Told {
+    fn by(live: broadcast::Receiver<Event>) -> Self {
+        Self { live, requests: Vec::new(), requests_asked: 0, obtained: 0 }
+    }
+
+    fn catch_up(&mut self) -> &Self {
+        use broadcast::error::TryRecvError;
+        loop {
+            match self.live.try_recv() {
+                Ok(Event::Request(request)) => self.requests.push(request),
+                Ok(Event::Token(token)) => {
+                    if let TokenChange::Obtained { generation, .. } = token.what {
+                        self.obtained = self.obtained.max(generation);
+                    }
+                }
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return self,
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let offences = log::offences();
+        assert!(offences.is_empty(), "{}", offences.join("\n"));
+        let heard = self.heard.text();
+        assert!(!heard.contains(CANARY), "an agent was told a secret: {heard}");
+        let captured = format!("{:?}", self.evil.seen());
+        assert!(!captured.contains(CANARY), "the wrong server got a secret: {captured}");
+        let in_clear: Vec<_> =
+            self.evil.seen().iter().filter_map(|seen| String::from_utf8(seen.body.clone()).ok()).collect();
+        assert!(!in_clear.concat().contains(CANARY), "the wrong server got a secret: {in_clear:?}");
+    }
+}
+
+async fn connect(settings: &Settings, user: &str, refresh_token: &str) {
+    let store = app::open_store(settings, true).await.unwrap();
+    let row = Row {
+        provider: "main".parse().unwrap(),
+        subject: Subject::User(user.parse().unwrap()),
+        generation: 1,
+        target: settings.providers[0].target.clone(),
+        refresh_token: Some(sidebearer::secret::Secret::new(refresh_token)),
+        access: None,
+        granted_scopes: None,
+        state: State::Connected,
+        intent: None,
+        renewed_at: None,
+        stored_at: SystemTime::now(),
+    };
+    store.put(row, None).await.unwrap();
+}
+
+fn roots(pems: &[&str]) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for pem in pems {
+        roots.add(CertificateDer::from(pem::parse(pem).unwrap().into_contents())).unwrap();
+    }
+    roots
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}

@@ -1,0 +1,167 @@
+//! A connection byte by byte, plain or with TLS, on which nothing is waited for in vain.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, Version};
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+
+use super::agent::{Heard, Reply, Streams};
+use super::log::{Unread, unread};
+use super::{DEADLINE, soon};
+
+/// What bytes go through.
+pub trait Bytestream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send> Bytestream for IO {}
+
+/// One connection.
+pub struct Raw {
+    io: Box<dyn Bytestream>,
+    unread: Vec<u8>,
+    roots: Arc<RootCertStore>,
+    heard: Heard,
+    /// What the other side proved itself with, once TLS is up.
+    pub certificate: Option<CertificateDer<'static>>,
+    pub alpn: Option<String>,
+}
+
+impl Raw {
+    pub fn new(io: impl Bytestream + 'static, roots: Arc<RootCertStore>, heard: Heard) -> Self {
+        Self { io: Box::new(io), unread: Vec::new(), roots, heard, certificate: None, alpn: None }
+    }
+
+    pub async fn says(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        soon(async { self.io.write_all(bytes.as_ref()).await.unwrap() }).await;
+        soon(async { self.io.flush().await.unwrap() }).await;
+        self
+    }
+
+    /// The next response, whole.
+    pub async fn hears(&mut self) -> Reply {
+        let head = self.head().await;
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.get(9..12)?.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not a response: {head:?}"));
+        let fields = lines.filter_map(|line| line.split_once(':'));
+        let headers: HeaderMap =
+            fields.map(|(name, value)| (name.parse().unwrap(), value.trim().parse().unwrap())).collect();
+        let body = match (headers.get("content-length"), headers.contains_key("transfer-encoding")) {
+            (Some(length), _) => self.take(length.to_str().unwrap().parse().unwrap()).await,
+            (None, true) => self.chunks().await,
+            (None, false) => Vec::new(),
+        };
+        Reply { status, headers, body: Bytes::from(body), trailers: HeaderMap::new(), version: Version::HTTP_11 }
+    }
+
+    /// All that comes until the other side closes.
+    pub async fn hears_to_the_end(&mut self) -> String {
+        let mut all = std::mem::take(&mut self.unread);
+        // A connection may also end with a reset, or without TLS's goodbye.
+        let _ = tokio::time::timeout(DEADLINE, self.io.read_to_end(&mut all)).await.expect("it stays open");
+        self.heard.keep(&all);
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// Nothing has come so far, although everything that can run now has run.
+    pub async fn hears_nothing_yet(&mut self) {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        let read = std::pin::pin!(self.io.read_buf(&mut self.unread)).now_or_never();
+        assert!(read.is_none() && self.unread.is_empty(), "{:?}", String::from_utf8_lossy(&self.unread));
+    }
+
+    /// Exactly these many bytes.
+    pub async fn take(&mut self, length: usize) -> Vec<u8> {
+        while self.unread.len() < length {
+            self.more().await;
+        }
+        self.unread.drain(..length).collect()
+    }
+
+    async fn head(&mut self) -> String {
+        String::from_utf8(self.until(b"\r\n\r\n").await).unwrap()
+    }
+
+    async fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let line = String::from_utf8(self.until(b"\r\n").await).unwrap();
+            let size = usize::from_str_radix(line.trim(), 16).unwrap();
+            if size == 0 {
+                while self.until(b"\r\n").await != b"\r\n" {}
+                return body;
+            }
+            body.extend(self.take(size).await);
+            self.take(2).await;
+        }
+    }
+
+    async fn until(&mut self, end: &[u8]) -> Vec<u8> {
+        loop {
+            if let Some(at) = self.unread.windows(end.len()).position(|window| window == end) {
+                return self.unread.drain(..at + end.len()).collect();
+            }
+            self.more().await;
+        }
+    }
+
+    async fn more(&mut self) {
+        let before = self.unread.len();
+        let read = soon(self.io.read_buf(&mut self.unread)).await.unwrap_or(0);
+        self.heard.keep(&self.unread[before..]);
+        assert!(read > 0, "the connection ended after {:?}", String::from_utf8_lossy(&self.unread));
+    }
+
+    /// Starts TLS, asking for this name and offering these protocols.
+    pub async fn tls(self, sni: &str, alpn: &[&str]) -> io::Result<Raw> {
+        self.tls_through(sni, alpn, |io| io).await
+    }
+
+    /// As [`Raw::tls`], with something between the TLS and the connection.
+    pub async fn tls_through<IO: Bytestream + 'static>(
+        self,
+        sni: &str,
+        alpn: &[&str],
+        between: impl FnOnce(Box<dyn Bytestream>) -> IO,
+    ) -> io::Result<Raw> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let name = ServerName::try_from(sni.to_owned()).unwrap();
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, between(self.io));
+        let tls = soon(unread(connecting)).await?;
+        let session = tls.get_ref().1;
+        let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
+        let alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
+        Ok(Raw { certificate, alpn, ..Raw::new(tls, self.roots, self.heard) })
+    }
+
+    /// Speaks HTTP/2 on it.
+    pub async fn http2(self) -> Streams {
+        let handshake = http2::handshake(Unread, TokioIo::new(self.io));
+        let (sender, connection) = soon(unread(handshake)).await.unwrap();
+        tokio::spawn(unread(connection));
+        Streams { sender, heard: self.heard }
+    }
+
+    /// Speaks HTTP/1.1 on it, for one request.
+    pub async fn http1(self, request: http::Request<super::answer::Filler>) -> Result<Reply, hyper::Error> {
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(self.io));
+        let (mut sender, connection) = soon(unread(handshake)).await?;
+        tokio::spawn(unread(connection));
+        let response = tokio::time::timeout(DEADLINE, unread(sender.send_request(request))).await;
+        Reply::read(response.expect("no answer in time")?, &self.heard).await
+    }
+}
