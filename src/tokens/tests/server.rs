@@ -196,7 +196,7 @@ impl Servers for Server {
                     book.serve(refresh_token);
                     Err(CallError::Broken)
                 }
-                Act::Refuse => Err(CallError::Connect),
+                Act::Refuse => Err(CallError::Connect("refused".into())),
                 Act::Panic => {
                     drop(book);
                     panic!("as told by the test")
