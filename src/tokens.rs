@@ -301,9 +301,11 @@ impl Tokens {
     /// # Errors
     /// No second try makes sense, and [`NoRenewal`] says why.
     pub async fn renew(&self, key: &Key, rejected: &Bearer) -> Result<Bearer, NoRenewal> {
-        let renewed = match self.reject(key, rejected)? {
-            Ok(newer) => newer,
-            Err(flight) => land(&key.provider, flight).await.map_err(NoRenewal::Failed)?,
+        let renewed = match self.reject(key, rejected) {
+            Ok(Ok(newer)) => newer,
+            Ok(Err(flight)) => land(&key.provider, flight).await.map_err(NoRenewal::Failed)?,
+            Err(NoRenewal::CoolDown) => self.superseded(key, rejected).await?,
+            Err(why) => return Err(why),
         };
         if renewed.secret == rejected.secret { Err(NoRenewal::SameToken) } else { Ok(renewed) }
     }
@@ -319,6 +321,21 @@ impl Tokens {
         if bearer.unproven {
             self.inner.slot(key).lock().proven(bearer.generation);
         }
+    }
+
+    /// In the cool-down: a token of a grant that somebody stored since, which is worth a call at once.
+    async fn superseded(&self, key: &Key, rejected: &Bearer) -> Result<Bearer, NoRenewal> {
+        let slot = self.inner.slot(key);
+        if !slot.lock().may_look(self.inner.clock.now()) {
+            return Err(NoRenewal::CoolDown);
+        }
+        let row = self.inner.store.grant(&key.provider, &key.subject).await;
+        if !row.is_ok_and(|row| row.is_some_and(|row| row.generation > rejected.generation)) {
+            return Err(NoRenewal::CoolDown);
+        }
+        let cause = Cause::Rejected(rejected.generation);
+        let flight = Inner::fly(&self.inner, &slot, &mut slot.lock(), cause);
+        land(&key.provider, flight).await.map_err(NoRenewal::Failed)
     }
 
     fn reject(&self, key: &Key, rejected: &Bearer) -> Result<Result<Bearer, Flight>, NoRenewal> {

@@ -23,7 +23,7 @@ pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 360
 const BACKOFF_MOST: Duration = Duration::from_secs(60);
 /// How often a configuration that the provider refuses is tried again.
 const REFUSED_REST: Duration = Duration::from_secs(10 * 60);
-/// How often the store is asked whether a missing grant is there now.
+/// How often the store is asked for a grant that was missing, or that takes the place of a rejected one.
 const ABSENT_REST: Duration = Duration::from_secs(1);
 
 /// The place of one token.
@@ -81,11 +81,13 @@ struct Force {
     brought: Option<u64>,
     /// Whether a 401 to that generation was counted.
     doubled: bool,
+    /// When the store was last asked for another grant.
+    looked: Option<Instant>,
 }
 
 impl Default for Force {
     fn default() -> Self {
-        Self { last: None, every: COOL_DOWN, brought: None, doubled: false }
+        Self { last: None, every: COOL_DOWN, brought: None, doubled: false, looked: None }
     }
 }
 
@@ -172,6 +174,15 @@ impl State {
             self.force.every = (self.force.every * 2).min(COOL_DOWN_MOST);
         }
         self.force.last.is_none_or(|last| now.instant.duration_since(last) >= self.force.every)
+    }
+
+    /// Whether the store may be asked now, in the cool-down, for a grant that somebody else put there.
+    pub(super) fn may_look(&mut self, now: Now) -> bool {
+        let may = self.force.looked.is_none_or(|looked| now.instant.duration_since(looked) >= ABSENT_REST);
+        if may {
+            self.force.looked = Some(now.instant);
+        }
+        may
     }
 
     pub(super) fn forced(&mut self, now: Now) {

@@ -63,6 +63,25 @@ async fn five_hundred_first_requests_make_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grant_that_is_stored_in_the_cool_down_is_used_at_once() {
+    // C5
+    let world = World::new().await;
+    let key = world.connect("alice").await;
+    let first = world.bearer(&key).await;
+    world.server.revoke(&first);
+    let second = world.tokens.renew(&key, &first).await.unwrap();
+    world.server.revoke(&second);
+    assert_eq!(world.tokens.renew(&key, &second).await.unwrap_err(), NoRenewal::CoolDown);
+
+    world.connect("alice").await;
+    assert_eq!(world.tokens.renew(&key, &second).await.unwrap_err(), NoRenewal::CoolDown, "asked within a second");
+    pass(1.0).await;
+    let third = world.tokens.renew(&key, &second).await.unwrap();
+    assert!(third.generation > second.generation);
+    assert_eq!(world.server.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_straggler_s_401_is_answered_with_the_token_that_came_meanwhile() {
     // RTY-015, C3
     let world = World::new().await;
