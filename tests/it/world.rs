@@ -303,12 +303,12 @@ impl World {
         told.remove(0)
     }
 
-    /// Waits until the sidecar holds a token of this generation.
-    pub async fn obtained_tokens(&self, generation: u64) {
+    /// Waits until the sidecar has obtained so many tokens.
+    pub async fn obtained_tokens(&self, tokens: usize) {
         soon(async {
             loop {
                 let mut live = self.told.lock().unwrap().live.resubscribe();
-                if self.told.lock().unwrap().catch_up().obtained >= generation {
+                if self.told.lock().unwrap().catch_up().obtained >= tokens {
                     return;
                 }
                 let _ = live.recv().await;
@@ -333,8 +333,8 @@ struct Told {
     live: broadcast::Receiver<Event>,
     requests: Vec<events::Request>,
     requests_asked: usize,
-    /// The highest generation of a token.
-    obtained: u64,
+    /// How many tokens came from the provider.
+    obtained: usize,
 }
 
 impl Told {
@@ -348,9 +348,7 @@ impl Told {
             match self.live.try_recv() {
                 Ok(Event::Request(request)) => self.requests.push(request),
                 Ok(Event::Token(token)) => {
-                    if let TokenChange::Obtained { generation, .. } = token.what {
-                        self.obtained = self.obtained.max(generation);
-                    }
+                    self.obtained += usize::from(matches!(token.what, TokenChange::Obtained { .. }));
                 }
                 Err(TryRecvError::Lagged(_)) => {}
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return self,
