@@ -1,7 +1,10 @@
 //! The product from outside: whole sidecars in this process, and the program itself.
 
+mod answers;
 mod floors;
+mod framing;
 mod headers;
 mod retry;
 mod routing;
+mod tunnels;
 mod world;

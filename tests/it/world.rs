@@ -11,6 +11,7 @@ pub mod provider;
 pub mod raw;
 pub mod server;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,6 +69,8 @@ pub enum To {
     Api,
     Evil,
     Plain,
+    /// A port on which nobody listens.
+    Nobody,
 }
 
 /// A running world.
@@ -78,7 +81,7 @@ pub struct World {
     /// `plain.test`, an API without TLS.
     pub plain: Server,
     pub issued: Issued,
-    pub proxy: std::net::SocketAddr,
+    pub proxy: SocketAddr,
     pub settings: Settings,
     pub ca: PathBuf,
     roots: Arc<RootCertStore>,
@@ -217,6 +220,7 @@ impl Setup {
                 To::Api => api.address(),
                 To::Evil => evil.address(),
                 To::Plain => plain.address(),
+                To::Nobody => SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
             };
             resolve.push_str(&format!("  {authority}: {address}\n"));
         }
@@ -317,14 +321,14 @@ impl World {
         .await;
     }
 
-    /// Says stop, and waits for the end.
-    pub async fn stops(&mut self) -> Drained {
-        self.begins_to_stop();
-        soon(self.running.take().unwrap()).await.unwrap()
-    }
-
+    /// Says stop.
     pub fn begins_to_stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
+    }
+
+    /// Waits until it has stopped.
+    pub async fn ends(&mut self) -> Drained {
+        soon(self.running.take().unwrap()).await.unwrap()
     }
 }
 

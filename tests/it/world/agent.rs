@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version};
+use http::{HeaderMap, Request, Response};
+use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -19,19 +20,21 @@ pub struct Reply {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub trailers: HeaderMap,
-    pub version: Version,
+    /// There is no body, and the head said so.
+    pub ended_with_its_head: bool,
 }
 
 impl Reply {
     /// Reads a response to its end.
     pub async fn read(response: Response<Incoming>, heard: &Heard) -> Result<Self, hyper::Error> {
         let (head, body) = response.into_parts();
+        let ended_with_its_head = body.is_end_stream();
         let body = tokio::time::timeout(DEADLINE, body.collect()).await.expect("the body does not end")?;
         let trailers = body.trailers().cloned().unwrap_or_default();
         let body = body.to_bytes();
         heard.keep(format!("{:?} {trailers:?}", head.headers).as_bytes());
         heard.keep(&body);
-        Ok(Self { status: head.status.as_u16(), headers: head.headers, body, trailers, version: head.version })
+        Ok(Self { status: head.status.as_u16(), headers: head.headers, body, trailers, ended_with_its_head })
     }
 
     pub fn text(&self) -> &str {

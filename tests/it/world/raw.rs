@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -43,6 +43,17 @@ impl Raw {
         self
     }
 
+    /// As [`Raw::says`], to somebody who may have closed already.
+    pub async fn says_if_open(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = soon(self.io.write_all(bytes.as_ref())).await;
+        let _ = soon(self.io.flush()).await;
+    }
+
+    /// That was all.
+    pub async fn says_end(&mut self) {
+        let _ = soon(self.io.shutdown()).await;
+    }
+
     /// The next response, whole.
     pub async fn hears(&mut self) -> Reply {
         let head = self.head().await;
@@ -57,7 +68,8 @@ impl Raw {
             (None, true) => self.chunks().await,
             (None, false) => Vec::new(),
         };
-        Reply { status, headers, body: Bytes::from(body), trailers: HeaderMap::new(), version: Version::HTTP_11 }
+        let ended_with_its_head = body.is_empty();
+        Reply { status, headers, body: Bytes::from(body), trailers: HeaderMap::new(), ended_with_its_head }
     }
 
     /// All that comes until the other side closes.
