@@ -239,7 +239,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Orders the routes so that the most specific is asked first.
+    /// Files the routes by host; among equals the one that comes first wins.
     pub fn new(routes: impl IntoIterator<Item = Route>) -> Self {
         let mut all = Self::default();
         for route in routes {
@@ -254,9 +254,6 @@ impl Routes {
         }
         all.hosts.sort();
         all.hosts.dedup();
-        for list in all.exact.values_mut().chain(all.wildcard.values_mut()) {
-            list.sort_by_key(|route| std::cmp::Reverse(rank(route)));
-        }
         all
     }
 
@@ -293,11 +290,11 @@ impl Routes {
             // Not on the asterisk-form of OPTIONS, which has no path.
             clean = if path == "*" { None } else { Some(path.parse::<CleanPath>()?) };
         }
-        Ok(self.candidates(to).find(|route| {
-            let path_fits = route.paths.is_empty()
-                || clean.as_ref().is_some_and(|clean| route.paths.iter().any(|pattern| pattern.matches(clean)));
-            path_fits && (route.methods.is_empty() || route.methods.contains(method))
-        }))
+        // Each by the path that covers this request: another path of the same route lends it no weight.
+        let ranked = self.candidates(to).filter(|route| route.methods.is_empty() || route.methods.contains(method));
+        let ranked = ranked.filter_map(|route| Some((rank(route, clean.as_ref())?, route)));
+        let best = ranked.reduce(|best, other| if other.0 > best.0 { other } else { best });
+        Ok(best.map(|(_, route)| route))
     }
 
     fn candidates(&self, authority: &Authority) -> impl Iterator<Item = &Arc<Route>> {
@@ -316,9 +313,19 @@ impl Routes {
     }
 }
 
-fn rank(route: &Route) -> (bool, (usize, usize, bool), bool) {
-    let path = route.paths.iter().map(PathPattern::specificity).max();
-    (path.is_some(), path.unwrap_or_default(), !route.methods.is_empty())
+/// How closely a route fits: an exact host, then the closest of its paths that covers the request, then a method.
+type Rank = (bool, Option<(usize, usize, bool)>, bool);
+
+/// A route's rank for a path, if it covers it at all.
+fn rank(route: &Route, path: Option<&CleanPath>) -> Option<Rank> {
+    let exact = matches!(route.host, HostPattern::Exact(_));
+    let methods = !route.methods.is_empty();
+    if route.paths.is_empty() {
+        return Some((exact, None, methods));
+    }
+    let covering = route.paths.iter().filter(|pattern| path.is_some_and(|path| pattern.matches(path)));
+    let closest = covering.map(PathPattern::specificity).max()?;
+    Some((exact, Some(closest), methods))
 }
 
 /// `*` stands for any text within one segment.
@@ -421,6 +428,15 @@ mod tests {
         ] {
             assert_eq!(found(&routes, authority, method, path), Ok(Some(expected.name.clone())), "{authority} {path}");
         }
+    }
+
+    #[test]
+    fn a_route_weighs_as_much_as_the_path_that_covers_the_request() {
+        let open = route("api.test.example", &["/v1/a/b/c", "/**"], &[]);
+        let closed = route("api.test.example", &["/admin/**"], &[]);
+        let routes = Routes::new([open.clone(), closed.clone()]);
+        assert_eq!(found(&routes, "api.test.example", "GET", "/admin/users"), Ok(Some(closed.name)));
+        assert_eq!(found(&routes, "api.test.example", "GET", "/v1/a/b/c"), Ok(Some(open.name)));
     }
 
     #[test]
