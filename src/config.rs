@@ -55,6 +55,8 @@ pub struct Settings {
     pub unmatched: Unmatched,
     /// What is not wrong but should be known, each a line that begins with its place.
     pub warnings: Vec<String>,
+    /// The environment variables that secrets came from; no agent may inherit them.
+    pub secret_variables: Vec<String>,
 }
 
 /// Reads a file.
@@ -92,7 +94,8 @@ fn settings(
 ) -> Result<Settings, ConfigError> {
     let mut document = locate::Document::read(file_name, text).map_err(|mistake| ConfigError::new(vec![mistake]))?;
     let mut mistakes = document.repeated_keys();
-    mistakes.extend(interpolate::interpolate(&mut document, environment));
+    let (unreplaced, secret_variables) = interpolate::interpolate(&mut document, environment);
+    mistakes.extend(unreplaced);
     let (file, undecoded) = decode::decode(&mut document);
     mistakes.extend(undecoded);
     let Some(file) = file else { return Err(ConfigError::new(mistakes)) };
@@ -103,7 +106,7 @@ fn settings(
         return Err(ConfigError::new(check.mistakes));
     }
     let warnings = ConfigError::new(check.warnings).mistakes;
-    Ok(Settings { warnings: warnings.iter().map(Mistake::to_string).collect(), ..settings })
+    Ok(Settings { warnings: warnings.iter().map(Mistake::to_string).collect(), secret_variables, ..settings })
 }
 
 /// The text of a file, cut off where it is too long in any case, and whether other users can read it.

@@ -7,21 +7,28 @@ use std::process::ExitStatus;
 
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use super::AppError;
 use super::agent::Variable;
 
-/// Runs a command with more variables, passes signals on to it, and gives its exit code: 127 when there is no such
+/// Runs a command with more variables and without the `hidden` ones, passes signals on to it, and gives its exit code: 127 when there is no such
 /// program, 126 when it does not start, 128 and the signal's number when one ended it.
 ///
 /// # Errors
 /// When signals or the command's end cannot be waited for.
-pub async fn run(command: &[OsString], variables: Vec<Variable>) -> Result<u8, AppError> {
+pub async fn run(command: &[OsString], variables: Vec<Variable>, hidden: &[String]) -> Result<u8, AppError> {
     let Some((program, arguments)) = command.split_first() else {
         return Ok(0);
     };
-    let child = Command::new(program).args(arguments).envs(variables).spawn();
+    // Before there is a child: a signal in between would end us and leave the child alone.
+    let signals = Signals::listen().map_err(AppError::Command)?;
+    let mut command = Command::new(program);
+    command.args(arguments).envs(variables);
+    for name in hidden {
+        command.env_remove(name);
+    }
+    let child = command.spawn();
     let child = match child {
         Ok(child) => child,
         Err(error) => {
@@ -31,32 +38,57 @@ pub async fn run(command: &[OsString], variables: Vec<Variable>) -> Result<u8, A
             return Ok(code);
         }
     };
-    wait(child).await.map(exit_code).map_err(AppError::Command)
+    wait(child, signals).await.map(exit_code).map_err(AppError::Command)
 }
 
-async fn wait(mut child: Child) -> io::Result<ExitStatus> {
+/// The signals that are the command's to answer.
+struct Signals {
+    interrupt: unix::Signal,
+    quit: unix::Signal,
+    terminate: unix::Signal,
+    hang_up: unix::Signal,
+    user1: unix::Signal,
+    user2: unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The next one, and whether a terminal may have sent it.
+    async fn next(&mut self) -> (Signal, bool) {
+        tokio::select! {
+            _ = self.interrupt.recv() => (Signal::INT, true),
+            _ = self.quit.recv() => (Signal::QUIT, true),
+            _ = self.terminate.recv() => (Signal::TERM, false),
+            _ = self.hang_up.recv() => (Signal::HUP, false),
+            _ = self.user1.recv() => (Signal::USR1, false),
+            _ = self.user2.recv() => (Signal::USR2, false),
+        }
+    }
+}
+
+async fn wait(mut child: Child, mut signals: Signals) -> io::Result<ExitStatus> {
     let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let mut user1 = signal(SignalKind::user_defined1())?;
-    let mut user2 = signal(SignalKind::user_defined2())?;
     loop {
         let (signal, of_terminal) = tokio::select! {
             status = child.wait() => return status,
-            _ = interrupt.recv() => (Signal::INT, true),
-            _ = quit.recv() => (Signal::QUIT, true),
-            _ = terminate.recv() => (Signal::TERM, false),
-            _ = hang_up.recv() => (Signal::HUP, false),
-            _ = user1.recv() => (Signal::USR1, false),
-            _ = user2.recv() => (Signal::USR2, false),
+            signal = signals.next() => signal,
         };
         // A terminal sends Ctrl-C to the whole foreground group: the command has had it already.
         if of_terminal && in_foreground() {
             continue;
         }
         if let Some(pid) = pid {
+            // The only error is that it has just ended.
             let _ = rustix::process::kill_process(pid, signal);
         }
     }

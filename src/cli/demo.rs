@@ -51,7 +51,7 @@ pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
     let code = if command.is_empty() {
         story.tell(&variables).await
     } else {
-        child::run(command, variables).await.map_err(CliError::from)
+        child::run(command, variables, &[]).await.map_err(CliError::from)
     };
     let _ = ended.send(());
     let _ = sidecar.await;

@@ -33,7 +33,7 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
     let sidecar = tokio::spawn(app.run(async {
         let _ = stop.await;
     }));
-    let code = child::run(command, variables).await;
+    let code = child::run(command, variables, &settings.secret_variables).await;
     let _ = ended.send(());
     // A renewal that is under way must still become durable.
     let _ = sidecar.await;

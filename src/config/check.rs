@@ -51,6 +51,7 @@ impl Check<'_> {
                 Some(schema::Unmatched::Tunnel) | None => Unmatched::Tunnel,
             },
             warnings: Vec::new(),
+            secret_variables: Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Already read: so a value can never add YAML. What was put in is not looked at again, and `$${` stands for a `${`
 //! that is meant.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
@@ -15,21 +16,36 @@ use super::locate::{Document, Node, Value, join};
 /// Looks a variable up.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// Looks a variable up for a value at a path.
+type Placed<'a> = &'a dyn Fn(&str, &str) -> Option<String>;
+
 /// The longest file that is put into a value, in bytes.
 const LONGEST: u64 = 1 << 16;
 
-/// Replaces in every value of the document, and says what could not be.
-pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>) -> Vec<Mistake> {
+/// Replaces in every value of the document. Gives what could not be, and the variables that hold secrets.
+pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>) -> (Vec<Mistake>, Vec<String>) {
     let mut mistakes = Vec::new();
     let file = document.file.clone();
+    let secrets = RefCell::new(Vec::new());
+    let environment = &|path: &str, name: &str| {
+        if is_secret(path) {
+            secrets.borrow_mut().push(name.to_owned());
+        }
+        environment(name)
+    };
     in_node(&mut document.root, String::new(), environment, &mut |node, place, Wrong { what, hint }| {
         let (line, column) = (node.at.line, node.at.column);
         mistakes.push(Mistake { file: file.clone(), line, column, place, what, hint });
     });
-    mistakes
+    (mistakes, secrets.into_inner())
 }
 
-fn in_node(node: &mut Node, path: String, environment: Environment<'_>, refuse: &mut dyn FnMut(&Node, String, Wrong)) {
+/// Whether what stands there is for nobody else to see.
+fn is_secret(path: &str) -> bool {
+    path.starts_with("store.keys") || path.ends_with(".client_secret") || path.contains(".params.")
+}
+
+fn in_node(node: &mut Node, path: String, environment: Placed<'_>, refuse: &mut dyn FnMut(&Node, String, Wrong)) {
     match &mut node.value {
         Value::List(list) => {
             for (index, item) in list.iter_mut().enumerate() {
@@ -41,7 +57,7 @@ fn in_node(node: &mut Node, path: String, environment: Environment<'_>, refuse: 
                 in_node(&mut entry.node, join(&path, &entry.key), environment, refuse);
             }
         }
-        Value::Text(text) if text.contains("${") => match replace(text, environment) {
+        Value::Text(text) if text.contains("${") => match replace(text, &|name| environment(&path, name)) {
             Ok((replaced, from_outside)) => {
                 node.value = Value::Text(replaced);
                 node.replaced = from_outside;
