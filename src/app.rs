@@ -60,7 +60,7 @@ pub struct App {
     deadline: Duration,
 }
 
-/// Opens the store, makes the CA ready, writes its files, and binds. No network call is needed for it.
+/// Binds, opens the store, makes the CA ready, and writes its files. No network call is needed for it.
 ///
 /// # Errors
 /// See [`AppError`].
@@ -68,6 +68,11 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let Options { user, authority, clock } = options;
     // For reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.map_err(|error| AppError::Bind { address: settings.listen, error })?;
+    let address = listener.local_addr().map_err(|error| AppError::Bind { address: settings.listen, error })?;
+
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
     let routes = Routes::new(settings.routes.iter().cloned());
@@ -79,10 +84,6 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder)),
     };
     ca_files.write(&ca, roots.certificates())?;
-
-    let listener = TcpListener::bind(settings.listen).await;
-    let listener = listener.map_err(|error| AppError::Bind { address: settings.listen, error })?;
-    let address = listener.local_addr().map_err(|error| AppError::Bind { address: settings.listen, error })?;
 
     let (events, drain) = (Events::default(), Drain::default());
     let dialer = Dialer::new(&roots, settings.resolve.clone())?;
@@ -221,6 +222,9 @@ impl AppError {
             AppError::Ca(_) => "remove nothing; report it with this message".into(),
             AppError::NoCa => "`sidebearer run` makes one at its first start".into(),
             AppError::Command(_) => "report it with this message".into(),
+            AppError::Roots(RootsError::Variable { variable }) => {
+                format!("correct `{variable}`, or unset it to use the system's roots")
+            }
             AppError::Roots(_) => "correct `extra_ca_files` in `proxy.yaml`".into(),
         }
     }

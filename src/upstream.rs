@@ -91,6 +91,7 @@ impl Dialer {
             None => self.resolved(to).await?,
         };
         let peer = stream.peer_addr().map_err(|error| UpstreamError::connect(&error))?;
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         if self.inner.own.get().is_some_and(|own| own.contains(&peer)) {
             return Err(UpstreamError::Loop);
         }

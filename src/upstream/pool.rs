@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Request, Response, Version};
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -149,18 +149,15 @@ impl Pool {
 
     /// A connection from the pool, or a new one.
     async fn ready(&self, origin: &Origin, connections: &Connections) -> Result<Ready, UpstreamError> {
-        let (failures, speaks_h1) = {
+        let failures = {
             let mut state = connections.lock();
             if let Some(ready) = state.take() {
                 return Ok(ready);
             }
-            (state.failures.0, state.speaks_h1)
+            state.failures.0
         };
-        if speaks_h1 {
-            return self.open(origin).await;
-        }
-        let _opening = connections.opening.lock().await;
-        {
+        let opening = connections.opening.lock().await;
+        let speaks_h1 = {
             let mut state = connections.lock();
             if let Some(ready) = state.take() {
                 return Ok(ready);
@@ -171,16 +168,12 @@ impl Pool {
             {
                 return Err(error.clone());
             }
-        }
+            state.speaks_h1
+        };
+        // Others can share what is opened here only if it is HTTP/2.
+        let _opening = (!speaks_h1).then_some(opening);
         let opened = self.open(origin).await;
-        let mut state = connections.lock();
-        match &opened {
-            Ok(Ready::H1 { .. }) => state.speaks_h1 = true,
-            Ok(Ready::H2 { sender, stream }) => {
-                state.h2.push(SharedH2 { sender: sender.clone(), streams: stream.0.clone(), used: Instant::now() });
-            }
-            Err(error) => state.failures = (state.failures.0 + 1, Some(error.clone())),
-        }
+        connections.lock().note(&opened);
         opened
     }
 
@@ -221,6 +214,18 @@ impl State {
         let shared = &mut self.h2[place];
         shared.used = Instant::now();
         Some(Ready::H2 { sender: shared.sender.clone(), stream: shared.streams.start() })
+    }
+
+    /// Learns from a new connection, or from there being none.
+    fn note(&mut self, opened: &Result<Ready, UpstreamError>) {
+        match opened {
+            Ok(Ready::H1 { .. }) => self.speaks_h1 = true,
+            Ok(Ready::H2 { sender, stream }) => {
+                self.speaks_h1 = false;
+                self.h2.push(SharedH2 { sender: sender.clone(), streams: stream.0.clone(), used: Instant::now() });
+            }
+            Err(error) => self.failures = (self.failures.0 + 1, Some(error.clone())),
+        }
     }
 
     fn drop_stale(&mut self, now: Instant) {
@@ -267,6 +272,7 @@ async fn send_h1(
     let host = HeaderValue::try_from(origin.authority.without_default(default_port));
     request.headers_mut().insert(HOST, host.map_err(|_| Unsent::Failed(UpstreamError::Resolve))?);
     *request.version_mut() = Version::HTTP_11;
+    frame(&mut request);
     let mut response = match sender.try_send_request(request).await {
         Ok(response) => response,
         Err(mut error) => {
@@ -276,7 +282,7 @@ async fn send_h1(
             });
         }
     };
-    let reusable = normalise(&mut response);
+    let reusable = normalise(&mut response).map_err(Unsent::Failed)?;
     let back = reusable.then(|| Back { connections: connections.clone(), sender });
     Ok(response.map(|body| UpstreamBody::new(body, back, None)))
 }
@@ -307,18 +313,34 @@ async fn send_h2(
     }
 }
 
+/// Says how long a body is where hyper would not: it takes a GET's for empty, and leaves out the zero of a POST's.
+fn frame(request: &mut Request<RequestBody>) {
+    if request.headers().contains_key(CONTENT_LENGTH) || request.body().size_hint().exact().is_some_and(|n| n > 0) {
+        return;
+    }
+    let bodiless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+    if !request.body().is_end_stream() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if !bodiless && !request.headers().contains_key(UPGRADE) {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
 /// Makes an odd but readable HTTP/1 answer plain, and tells whether its connection may be used again.
 ///
 /// An answer with both lengths is delivered by its chunks and the connection closed (RFC 9112 section 6.3); HTTP/1.0
-/// must not reach hyper's server side, which would close the agent's connection.
-fn normalise(response: &mut Response<Incoming>) -> bool {
+/// must not reach hyper's server side, which would close the agent's connection. A coding besides `chunked` would be
+/// lost with the hop that it is for, so such an answer is an error.
+fn normalise(response: &mut Response<Incoming>) -> Result<bool, UpstreamError> {
     let old = response.version() == Version::HTTP_10;
     *response.version_mut() = Version::HTTP_11;
-    let twice = response.headers().contains_key(TRANSFER_ENCODING) && response.headers().contains_key(CONTENT_LENGTH);
-    if twice {
-        response.headers_mut().remove(CONTENT_LENGTH);
+    let mut codings = response.headers().get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(!old) };
+    if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
+        return Err(UpstreamError::Protocol("a transfer coding other than one `chunked`".into()));
     }
-    !old && !twice
+    let twice = response.headers_mut().remove(CONTENT_LENGTH).is_some();
+    Ok(!old && !twice)
 }
 
 async fn handshake_h1<IO>(io: IO) -> Result<Ready, UpstreamError>

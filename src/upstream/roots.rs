@@ -19,9 +19,18 @@ impl Roots {
     /// an agent's variables inherited, the "system's" file is our own bundle.
     ///
     /// # Errors
-    /// An extra file that cannot be read or holds no certificate.
+    /// An extra file that cannot be read or holds no certificate, or variables that lead to none.
     pub fn load(extra: &[PathBuf], own: &str) -> Result<Self, RootsError> {
-        let mut certificates = rustls_native_certs::load_native_certs().certs;
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "some of the system's trusted roots cannot be read");
+        }
+        let mut certificates = found.certs;
+        let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().find(|name| std::env::var_os(name).is_some());
+        if let (true, Some(variable)) = (certificates.is_empty(), named) {
+            // Somebody chose whom to trust; to trust others instead would not be what they chose.
+            return Err(RootsError::Variable { variable });
+        }
         certificates.retain(|certificate| !contains(certificate, own.as_bytes()));
         if certificates.is_empty() {
             tracing::info!("the system has no trusted roots, using the embedded ones");
@@ -67,6 +76,12 @@ pub enum RootsError {
         path: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// A variable names the system's roots, and none are there.
+    #[error("`{variable}` is set, and leads to no certificate")]
+    Variable {
+        /// Which variable.
+        variable: &'static str,
     },
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
