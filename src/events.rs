@@ -35,8 +35,8 @@ pub struct Request {
     pub route: Option<String>,
     /// The provider whose token it carried.
     pub provider: Option<ProviderName>,
-    /// The status that the agent saw.
-    pub status: StatusCode,
+    /// The status that the agent saw; none when it hung up before.
+    pub status: Option<StatusCode>,
     /// The stable code of an answer of our own.
     pub code: Option<&'static str>,
     /// Whether it was sent a second time.
@@ -117,7 +117,7 @@ impl Events {
             path = ?Escaped(&event.path),
             route = event.route.as_deref(),
             provider = event.provider.as_ref().map(ProviderName::as_str),
-            status = event.status.as_u16(),
+            status = event.status.map(|status| status.as_u16()),
             code = event.code,
             retried = event.retried,
             passed = event.passed,

@@ -15,7 +15,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use bytes::Bytes;
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -185,16 +187,16 @@ impl Proxy {
 
     /// Answers one request, and says once what happened to it.
     async fn handle(self, request: Request<Incoming>, arrival: Arrival) -> Result<Response<ResponseBody>, Infallible> {
-        let mut record = Record::of(&request, &arrival);
+        let mut record = Record::of(&request, &arrival, &self.parts().events);
         let form = reject::Form::wanted(&request);
+        let last = Last::of(&request);
         let answered = self.answer(request, arrival, &mut record).await;
-        let response = answered.unwrap_or_else(|reject| {
+        let mut response = answered.unwrap_or_else(|reject| {
             record.code = Some(reject.code());
             reject.into_response(form)
         });
-        if !record.quiet {
-            self.parts().events.request(record.finish(&response));
-        }
+        last.finish(&mut response);
+        record.finish(response.status());
         Ok(response)
     }
 
@@ -260,14 +262,46 @@ impl Proxy {
     }
 }
 
-/// What is to be said of a request, filled in on its way.
+/// What the request says about the end of its answer, whoever gives it.
+struct Last {
+    head: bool,
+    /// It asked for the connection to become something else than HTTP/1.
+    connection: bool,
+    connect: bool,
+}
+
+impl Last {
+    fn of(request: &Request<Incoming>) -> Self {
+        let connect = *request.method() == Method::CONNECT;
+        let h1 = request.version() != Version::HTTP_2;
+        let connection = h1 && (connect || request.headers().contains_key(UPGRADE));
+        Self { head: *request.method() == Method::HEAD, connection, connect }
+    }
+
+    fn finish(&self, response: &mut Response<ResponseBody>) {
+        let status = response.status();
+        if self.head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+            // On HTTP/2 nothing else drops it, and clients take it for an attack (RFC 9110 section 6.4.1).
+            *response.body_mut() = ResponseBody::whole(Bytes::new());
+        }
+        let changed = status == StatusCode::SWITCHING_PROTOCOLS || (self.connect && status.is_success());
+        if self.connection && !changed {
+            // What the agent sent behind such a request has not been looked at as HTTP.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+}
+
+/// What is to be said of a request, filled in on its way. Said in any case: also when the agent hangs up before.
 struct Record {
+    events: Events,
     started: Instant,
     method: Method,
     authority: String,
     path: String,
     route: Option<String>,
     provider: Option<ProviderName>,
+    status: Option<StatusCode>,
     code: Option<&'static str>,
     retried: bool,
     passed: Option<&'static str>,
@@ -276,18 +310,22 @@ struct Record {
 }
 
 impl Record {
-    fn of(request: &Request<Incoming>, arrival: &Arrival) -> Self {
+    fn of(request: &Request<Incoming>, arrival: &Arrival, events: &Events) -> Self {
         let authority = match arrival {
             Arrival::Tunnel(origin) => origin.authority.to_string(),
-            Arrival::Proxy => request.uri().authority().map(ToString::to_string).unwrap_or_default(),
+            // Whatever stands before an `@` may be a password.
+            Arrival::Proxy => request.uri().authority().map_or("", |authority| authority.as_str()).to_owned(),
         };
+        let authority = authority.rsplit('@').next().unwrap_or_default().to_owned();
         Self {
+            events: events.clone(),
             started: Instant::now(),
             method: request.method().clone(),
             authority,
             path: request.uri().path().to_owned(),
             route: None,
             provider: None,
+            status: None,
             code: None,
             retried: false,
             passed: None,
@@ -296,19 +334,29 @@ impl Record {
         }
     }
 
-    fn finish(self, response: &Response<ResponseBody>) -> events::Request {
-        events::Request {
-            method: self.method,
-            authority: self.authority,
-            path: self.path,
-            route: self.route,
-            provider: self.provider,
-            status: response.status(),
-            code: self.code,
+    fn finish(mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.quiet {
+            return;
+        }
+        let gone = self.status.is_none().then_some("agent_gone");
+        self.events.request(events::Request {
+            method: std::mem::take(&mut self.method),
+            authority: std::mem::take(&mut self.authority),
+            path: std::mem::take(&mut self.path),
+            route: self.route.take(),
+            provider: self.provider.take(),
+            status: self.status,
+            code: self.code.or(gone),
             retried: self.retried,
             passed: self.passed,
             took: self.started.elapsed(),
             token: self.token,
-        }
+        });
     }
 }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+/// Stands in for a key that a program insists on; on a routed host it is taken out of every request.
+pub const PLACEHOLDER: &str = "sidebearer-placeholder";
+
 /// A token, a client secret, a key. Clones share one allocation.
 #[derive(Clone)]
 pub struct Secret(Arc<Zeroizing<String>>);

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::ca::files::{CaFiles, TRUSTSTORE_PASSWORD};
 use crate::host::Host;
 use crate::routes::Routes;
+use crate::secret::PLACEHOLDER;
 
 /// Where clients look for a proxy. With a scheme: several of them refuse `host:port`.
 const PROXY: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
@@ -29,12 +30,9 @@ const REPLACING: [&str; 12] = [
 const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 const LOOPBACK: &str = "localhost,127.0.0.1,::1";
-/// Programs that do not start without a key, and the host that the key is for. The key never gets there: on a routed
-/// host the agent's own Authorization is replaced.
+/// Programs that do not start without a key, and the host that the key is for.
 const PLACEHOLDERS: [(&str, &str); 3] =
     [("OPENAI_API_KEY", "api.openai.com"), ("ANTHROPIC_API_KEY", "api.anthropic.com"), ("GH_TOKEN", "api.github.com")];
-/// What stands in for a key.
-pub const PLACEHOLDER: &str = "sidebearer-placeholder";
 
 /// A variable and its value.
 pub type Variable = (String, String);
@@ -73,7 +71,7 @@ pub fn wgetrc(folder: &Path, bundle: &Path) -> Option<Variable> {
 }
 
 fn no_proxy(inherited: &dyn Fn(&str) -> Option<String>) -> String {
-    let own = NO_PROXY.iter().find_map(|name| inherited(name)).filter(|value| !value.trim().is_empty());
+    let own = NO_PROXY.iter().filter_map(|name| inherited(name)).find(|value| !value.trim().is_empty());
     // `*` would keep every client from the proxy.
     let own =
         own.map(|value| value.split(',').map(str::trim).filter(|host| *host != "*").collect::<Vec<_>>().join(","));

@@ -208,7 +208,7 @@ fn summed_up(request: &events::Request) -> String {
     let retried = if request.retried { ", sent twice" } else { "" };
     let token = if request.token.as_millis() == 0 { ", token from memory" } else { "" };
     let took = request.took.as_secs_f64() * 1000.0;
-    let status = request.status.as_u16();
+    let status = request.status.map_or("nobody there".to_owned(), |status| status.as_u16().to_string());
     format!("{} {}{} -> {status}{retried}{token}, {took:.1} ms", request.method, request.authority, request.path)
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
@@ -49,49 +49,68 @@ struct Kept {
     bytes: usize,
     limit: usize,
     budget: Budget,
-    /// Nothing has been dropped so far.
-    whole: bool,
+    /// Why there can be no other try, if something was dropped.
+    dropped: Option<&'static str>,
     live: Incoming,
     ended: bool,
     /// The try that may read now; an earlier one that is still being written is told to stop.
     current: u32,
+    /// Wakes the try that reads.
+    reader: Option<Waker>,
 }
 
 impl Replay {
     /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8).
     pub(super) fn new(live: Incoming, limit: usize, budget: Budget) -> Self {
         let ended = live.is_end_stream();
-        let kept = Kept { frames: Vec::new(), bytes: 0, limit, budget, whole: true, live, ended, current: 0 };
+        let (frames, bytes) = (Vec::new(), 0);
+        let kept = Kept { frames, bytes, limit, budget, dropped: None, live, ended, current: 0, reader: None };
         Self { kept: Arc::new(Mutex::new(kept)) }
     }
 
-    /// The body for the first try or the next one; the one before it ends with an error, and its connection with it.
-    pub(super) fn next_try(&self) -> RequestBody {
+    /// The body for the first try, or for the next one if nothing of it was dropped. The one before it ends with an
+    /// error at once, and its connection with it.
+    pub(super) fn next_try(&self) -> Option<RequestBody> {
         let mut kept = lock(&self.kept);
+        if kept.current > 0 && kept.dropped.is_some() {
+            return None;
+        }
         kept.current += 1;
+        if let Some(reader) = kept.reader.take() {
+            reader.wake();
+        }
         let body = Try { kept: self.kept.clone(), number: kept.current, sent: 0 };
         drop(kept);
-        body.boxed_unsync()
+        Some(body.boxed_unsync())
     }
 
-    /// Whether all that was read is still here.
-    pub(super) fn is_whole(&self) -> bool {
-        lock(&self.kept).whole
+    /// Why there can be no other try, if there can be none.
+    pub(super) fn dropped(&self) -> Option<&'static str> {
+        lock(&self.kept).dropped
+    }
+}
+
+impl Drop for Replay {
+    /// Without it there will be no other try, so nothing more is kept while the rest streams.
+    fn drop(&mut self) {
+        lock(&self.kept).forget("answered");
     }
 }
 
 impl Kept {
     /// Keeps a frame for the next try, by reference, or gives up on there being one.
     fn keep(&mut self, frame: &Frame<Bytes>) {
-        if !self.whole {
+        if self.dropped.is_some() {
             return;
         }
         let copy = match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) => {
                 let length = data.len();
-                if self.bytes + length > self.limit || !self.budget.take(length) {
-                    self.forget();
-                    return;
+                if self.bytes + length > self.limit {
+                    return self.forget("body_too_long");
+                }
+                if !self.budget.take(length) {
+                    return self.forget("replay_memory_full");
                 }
                 self.bytes += length;
                 Frame::data(data.clone())
@@ -102,8 +121,8 @@ impl Kept {
         self.frames.push(copy);
     }
 
-    fn forget(&mut self) {
-        self.whole = false;
+    fn forget(&mut self, why: &'static str) {
+        self.dropped = Some(why);
         self.frames = Vec::new();
         self.budget.give(std::mem::take(&mut self.bytes));
     }
@@ -139,7 +158,9 @@ impl Body for Try {
         if kept.ended {
             return Poll::Ready(None);
         }
-        let Some(frame) = ready!(Pin::new(&mut kept.live).poll_frame(cx)) else {
+        let polled = Pin::new(&mut kept.live).poll_frame(cx);
+        kept.reader = polled.is_pending().then(|| cx.waker().clone());
+        let Some(frame) = ready!(polled) else {
             kept.ended = true;
             return Poll::Ready(None);
         };
@@ -171,7 +192,7 @@ pub(super) enum ResponseBody {
     /// Our own.
     Whole(Option<Bytes>),
     /// The upstream's, after what was read ahead of it.
-    Upstream { ahead: VecDeque<Frame<Bytes>>, rest: UpstreamBody },
+    Upstream { ahead: VecDeque<Result<Frame<Bytes>, hyper::Error>>, rest: UpstreamBody },
 }
 
 impl ResponseBody {
@@ -185,10 +206,14 @@ impl ResponseBody {
         let Self::Upstream { ahead, rest } = self else { return };
         let mut bytes = 0;
         while bytes < READ_AHEAD {
-            // An error is met again, by the agent, if the rest is read.
-            let Some(Ok(frame)) = rest.frame().await else { return };
-            bytes += frame.data_ref().map_or(0, Bytes::len);
+            let Some(frame) = rest.frame().await else { return };
+            let failed = frame.is_err();
+            bytes += data_length(&frame);
+            // An error too: hyper tells it once, and without it a truncated body would end like a whole one.
             ahead.push_back(frame);
+            if failed {
+                return;
+            }
         }
     }
 }
@@ -208,7 +233,7 @@ impl Body for ResponseBody {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream { ahead, rest } => {
                 let mut frame = match ahead.pop_front() {
-                    Some(frame) => Some(Ok(frame)),
+                    Some(frame) => Some(frame),
                     None => ready!(Pin::new(rest).poll_frame(cx)),
                 };
                 if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
@@ -230,11 +255,15 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Buf::remaining) as u64),
             Self::Upstream { ahead, rest } => {
-                let before: usize = ahead.iter().filter_map(|frame| frame.data_ref().map(Bytes::len)).sum();
+                let before: usize = ahead.iter().map(data_length).sum();
                 longer(rest.size_hint(), before)
             }
         }
     }
+}
+
+fn data_length<E>(frame: &Result<Frame<Bytes>, E>) -> usize {
+    frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len)
 }
 
 fn longer(mut hint: SizeHint, by: usize) -> SizeHint {

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderValue, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -14,9 +13,9 @@ use super::body::{Replay, ResponseBody};
 use super::reject::Reject;
 use super::{Proxy, Record, headers};
 use crate::oauth::challenge::{self, Verdict};
-use crate::routes::{Action, Retry, Route};
+use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal};
-use crate::upstream::{Origin, UpstreamError};
+use crate::upstream::{Origin, RequestBody, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
@@ -32,12 +31,11 @@ pub(super) async fn forward(
     record.route = route.map(|route| route.name.clone());
     let http = route.map(|route| route.upstream_http).unwrap_or_default();
     let origin = Origin { http, ..origin.clone() };
-    let method = request.method().clone();
     let Some(route) = route else {
-        return Outgoing::new(proxy, request, origin)
-            .send(None)
-            .await
-            .and_then(|answer| answer.into_response(proxy, &method));
+        if proxy.parts().unmatched == Unmatched::Deny {
+            return Err(Reject::Unmatched);
+        }
+        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.into_response(proxy));
     };
     let provider = match &route.action {
         Action::Deny => return Err(Reject::Denied(route.name.clone())),
@@ -47,9 +45,10 @@ pub(super) async fn forward(
     let Some(key) = proxy.parts().tokens.key(provider, &proxy.parts().user) else {
         return Err(Reject::Denied(route.name.clone()));
     };
-    let outgoing = Outgoing::new(proxy, request, origin);
+    let mut outgoing = Outgoing::new(proxy, request, origin);
+    headers::remove_placeholders(&mut outgoing.head.headers);
     let answer = Authenticated { proxy, route, key, outgoing }.exchange(record).await?;
-    answer.into_response(proxy, &method)
+    answer.into_response(proxy)
 }
 
 /// A request that carries a token.
@@ -103,9 +102,9 @@ impl Authenticated<'_> {
             tokens.renew_for_the_next(&self.key, rejected);
             return Err("retry_never");
         }
-        if !self.outgoing.body.is_whole() {
+        if let Some(why) = self.outgoing.body.dropped() {
             tokens.renew_for_the_next(&self.key, rejected);
-            return Err("body_too_long");
+            return Err(why);
         }
         let renewal = tokens.renew(&self.key, rejected);
         tokio::pin!(renewal);
@@ -120,7 +119,7 @@ impl Authenticated<'_> {
         };
         let renewed = renewed.map_err(|why: NoRenewal| why.code())?;
         // More of a body that is still arriving may have been read meanwhile.
-        if self.outgoing.body.is_whole() { Ok(renewed) } else { Err("body_too_long") }
+        self.outgoing.body.dropped().map_or(Ok(renewed), Err)
     }
 
     /// Whether an answer says that its token is no longer good (SEMANTICS C1, C2).
@@ -181,12 +180,13 @@ impl<'a> Outgoing<'a> {
     /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
     fn may_resend(&self, error: &UpstreamError) -> bool {
         let closed = *error == UpstreamError::Closed && self.head.method.is_idempotent();
-        self.body.is_whole() && (error.unprocessed() || closed)
+        self.body.dropped().is_none() && (error.unprocessed() || closed)
     }
 
     async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Response<ResponseBody>, UpstreamError> {
         let upstream = &self.proxy.parts().upstream;
-        let request = self.request(bearer);
+        let body = self.body.next_try().ok_or(UpstreamError::RequestBody)?;
+        let request = self.request(bearer, body);
         let response = match &self.upgrade {
             Some(_) => upstream.send_upgrade(&self.origin, request).await,
             None => upstream.send(&self.origin, request).await,
@@ -194,8 +194,8 @@ impl<'a> Outgoing<'a> {
         response.map(|response| response.map(ResponseBody::from))
     }
 
-    fn request(&self, bearer: Option<&Bearer>) -> Request<crate::upstream::RequestBody> {
-        let mut request = Request::new(self.body.next_try());
+    fn request(&self, bearer: Option<&Bearer>, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.head.uri.clone();
         *request.headers_mut() = self.head.headers.clone();
@@ -232,13 +232,8 @@ impl Answer {
         self.response.body_mut().read_ahead().await;
     }
 
-    fn into_response(self, proxy: &Proxy, method: &Method) -> Result<Response<ResponseBody>, Reject> {
+    fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
         let mut response = self.response;
-        let status = response.status();
-        if *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
-            // On HTTP/2 a server can send one all the same, which clients take for an attack (RFC 9110 section 6.4.1).
-            *response.body_mut() = ResponseBody::whole(Bytes::new());
-        }
         headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
         if let Some((asked, upstream)) = self.switched {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

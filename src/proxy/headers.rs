@@ -1,5 +1,6 @@
 //! Header fields that must not pass, and those that must.
 
+use crate::secret::PLACEHOLDER;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -59,10 +60,12 @@ pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
     }
 }
 
-/// The protocol that a request asks to change to, if it asks.
+/// The protocol that a request asks to change to, if it asks. Never HTTP/2 in the clear: requests inside it would go
+/// past the routes, and an h1 answer is always allowed.
 pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let asked = version == Version::HTTP_11 && nominated(headers).any(|name| name == UPGRADE);
-    headers.get(UPGRADE).filter(|_| asked).cloned()
+    let h2 = |protocol: &HeaderValue| contains(&protocol.as_bytes().to_ascii_lowercase(), b"h2c");
+    headers.get(UPGRADE).filter(|protocol| asked && !h2(protocol)).cloned()
 }
 
 /// Makes an agent's header fields fit to go upstream.
@@ -74,6 +77,16 @@ pub(super) fn clean_request(headers: &mut HeaderMap, own: &Pseudonym) {
     }
     join_cookies(headers);
     headers.append(VIA, own.value.clone());
+}
+
+/// Takes out the stand-ins for keys, in whatever field a client's own scheme puts them.
+pub(super) fn remove_placeholders(headers: &mut HeaderMap) {
+    let placeholder = |value: &HeaderValue| value.as_bytes().ends_with(PLACEHOLDER.as_bytes());
+    let named: Vec<HeaderName> =
+        headers.iter().filter(|(_, value)| placeholder(value)).map(|(name, _)| name.clone()).collect();
+    for name in named {
+        headers.remove(name);
+    }
 }
 
 /// Makes an upstream's header fields fit to go to the agent.
@@ -151,6 +164,22 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-length", "host", "te", "via"]);
         assert_eq!(headers[TE], "trailers");
+    }
+
+    #[test]
+    fn a_stand_in_for_a_key_goes_nowhere() {
+        let mut headers =
+            map(&[("x-api-key", PLACEHOLDER), ("authorization", "token sidebearer-placeholder"), ("x-other", "a key")]);
+        remove_placeholders(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-other"]);
+    }
+
+    #[test]
+    fn http_2_in_the_clear_is_not_asked_for() {
+        let asking = |protocol| map(&[("connection", "upgrade, http2-settings"), ("upgrade", protocol)]);
+        assert_eq!(upgrade(&asking("websocket"), Version::HTTP_11), Some(HeaderValue::from_static("websocket")));
+        assert_eq!(upgrade(&asking("H2C"), Version::HTTP_11), None);
+        assert_eq!(upgrade(&map(&[("upgrade", "websocket")]), Version::HTTP_11), None);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use crate::host::{Authority, Host};
 use crate::upstream::Origin;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// At most so many hosts are told of.
+const TOLD: usize = 1024;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
 pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority) -> Response<ResponseBody> {
@@ -31,7 +33,9 @@ pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority) -> 
 
 /// Once for each host: an agent that does not trust the CA tries again and again.
 fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
-    if proxy.inner.failing.insert(to.clone()) {
+    // A wildcard route can meet any number of hosts.
+    let told_of = &proxy.inner.failing;
+    if told_of.len() < TOLD && told_of.insert(to.clone()) {
         let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
         tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed; said once for this host");
     } else {

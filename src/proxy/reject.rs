@@ -44,7 +44,7 @@ pub(super) enum Reject {
     Loop,
     #[error("the route `{0}` denies it")]
     Denied(String),
-    #[error("no route names this host, and `unmatched` is `deny`")]
+    #[error("no route covers the request, and `unmatched` is `deny`")]
     Unmatched,
     #[error("this host is routed with TLS, and the request is without")]
     Plaintext,

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// As much of a line as is looked at; the fields that matter are short.
 const LINE: usize = 128;
+/// The fields whose whole value matters.
+const FRAMING: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
 /// No parser takes this for a head.
 const POISON: &[u8] = b"\0\r\n\r\n";
 
@@ -93,10 +95,8 @@ enum Place {
     /// This many bytes of a chunk are left, with the line end behind it.
     Chunk(u64),
     Trailer,
-    /// The next byte tells whether an asked-for change of protocol happened: no HTTP request begins with a byte that
-    /// is not an upper-case letter.
-    AfterUpgrade,
-    /// No longer HTTP.
+    /// No longer HTTP: after a CONNECT or a request for another protocol. When those are refused, the connection is
+    /// closed, so that nothing behind them is read as a request.
     Raw,
 }
 
@@ -120,12 +120,9 @@ struct Head {
 
 impl Framing {
     fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Ambiguous> {
-        while let Some(first) = bytes.first() {
+        while !bytes.is_empty() {
             match self.place {
                 Place::Raw => return Ok(()),
-                Place::AfterUpgrade => {
-                    self.place = if first.is_ascii_uppercase() { Place::Head } else { Place::Raw };
-                }
                 Place::Length(left) => bytes = self.skip(bytes, left, Place::Length, Place::Head),
                 Place::Chunk(left) => bytes = self.skip(bytes, left, Place::Chunk, Place::ChunkSize),
                 Place::Head | Place::ChunkSize | Place::Trailer => {
@@ -155,7 +152,7 @@ impl Framing {
                 size => Place::Chunk(size.checked_add(2).ok_or(Ambiguous)?),
             }),
             Place::Trailer => Ok(if line.is_empty() { Place::Head } else { Place::Trailer }),
-            // One empty line before a request is tolerated (RFC 9112 section 2.2).
+            // Empty lines before a request are passed over (RFC 9112 section 2.2).
             _ if line.is_empty() && self.head.lines == 0 => Ok(Place::Head),
             _ if line.is_empty() => Ok(std::mem::take(&mut self.head).ended()),
             _ => self.head.line(line).map(|()| Place::Head),
@@ -171,13 +168,15 @@ impl Line {
         self.last = bytes.last().copied().unwrap_or(self.last);
     }
 
-    /// The line without its end, which must be CR LF.
+    /// The line without its end, which must be CR LF; the beginning of it, if it is long.
     fn ended(mut self) -> Result<Vec<u8>, Ambiguous> {
         if self.length == 0 || self.last != b'\r' {
             return Err(Ambiguous);
         }
         if self.length <= LINE {
             self.start.pop();
+        } else if FRAMING.iter().any(|name| starts_with(&self.start, name)) {
+            return Err(Ambiguous);
         }
         Ok(self.start)
     }
@@ -213,10 +212,14 @@ impl Head {
             Head { connect: true, .. } => Place::Raw,
             Head { chunked: true, .. } => Place::ChunkSize,
             Head { content_length: Some(length @ 1..), .. } => Place::Length(length),
-            Head { upgrade: true, .. } => Place::AfterUpgrade,
+            Head { upgrade: true, .. } => Place::Raw,
             _ => Place::Head,
         }
     }
+}
+
+fn starts_with(line: &[u8], name: &[u8]) -> bool {
+    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
 }
 
 fn decimal(digits: &[u8]) -> Result<u64, Ambiguous> {
@@ -278,7 +281,6 @@ mod tests {
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0_2\r\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
-            b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\n\n",
         ] {
             for step in [1, 2, 3, 7, stream.len()] {
                 assert_eq!(follow(stream, step), Err(Ambiguous), "{} by {step}", stream.escape_ascii());
