@@ -12,8 +12,8 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use super::AppError;
 use super::agent::Variable;
 
-/// Runs a command with more variables and without the `hidden` ones, passes signals on to it, and gives its exit code: 127 when there is no such
-/// program, 126 when it does not start, 128 and the signal's number when one ended it.
+/// Runs a command with more variables and without the `hidden` ones, passes signals on to it, and gives its exit code:
+/// 127 when there is no such program, 126 when it does not start, 128 and the signal's number when one ended it.
 ///
 /// # Errors
 /// When signals or the command's end cannot be waited for.
@@ -21,15 +21,14 @@ pub async fn run(command: &[OsString], variables: Vec<Variable>, hidden: &[Strin
     let Some((program, arguments)) = command.split_first() else {
         return Ok(0);
     };
-    // Before there is a child: a signal in between would end us and leave the child alone.
+    // Before the command starts: a signal that came in between would end us and not it.
     let signals = Signals::listen().map_err(AppError::Command)?;
     let mut command = Command::new(program);
     command.args(arguments).envs(variables);
     for name in hidden {
         command.env_remove(name);
     }
-    let child = command.spawn();
-    let child = match child {
+    let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
             // As a shell tells the two apart.
@@ -38,10 +37,10 @@ pub async fn run(command: &[OsString], variables: Vec<Variable>, hidden: &[Strin
             return Ok(code);
         }
     };
-    wait(child, signals).await.map(exit_code).map_err(AppError::Command)
+    signals.pass_on_to(child).await.map(exit_code).map_err(AppError::Command)
 }
 
-/// The signals that are the command's to answer.
+/// The signals that a command gets when they are sent to us.
 struct Signals {
     interrupt: unix::Signal,
     quit: unix::Signal,
@@ -63,33 +62,25 @@ impl Signals {
         })
     }
 
-    /// The next one, and whether a terminal may have sent it.
-    async fn next(&mut self) -> (Signal, bool) {
-        tokio::select! {
-            _ = self.interrupt.recv() => (Signal::INT, true),
-            _ = self.quit.recv() => (Signal::QUIT, true),
-            _ = self.terminate.recv() => (Signal::TERM, false),
-            _ = self.hang_up.recv() => (Signal::HUP, false),
-            _ = self.user1.recv() => (Signal::USR1, false),
-            _ = self.user2.recv() => (Signal::USR2, false),
-        }
-    }
-}
-
-async fn wait(mut child: Child, mut signals: Signals) -> io::Result<ExitStatus> {
-    let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    loop {
-        let (signal, of_terminal) = tokio::select! {
-            status = child.wait() => return status,
-            signal = signals.next() => signal,
-        };
-        // A terminal sends Ctrl-C to the whole foreground group: the command has had it already.
-        if of_terminal && in_foreground() {
-            continue;
-        }
-        if let Some(pid) = pid {
-            // The only error is that it has just ended.
-            let _ = rustix::process::kill_process(pid, signal);
+    async fn pass_on_to(mut self, mut child: Child) -> io::Result<ExitStatus> {
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        loop {
+            let (signal, of_terminal) = tokio::select! {
+                status = child.wait() => return status,
+                _ = self.interrupt.recv() => (Signal::INT, true),
+                _ = self.quit.recv() => (Signal::QUIT, true),
+                _ = self.terminate.recv() => (Signal::TERM, false),
+                _ = self.hang_up.recv() => (Signal::HUP, false),
+                _ = self.user1.recv() => (Signal::USR1, false),
+                _ = self.user2.recv() => (Signal::USR2, false),
+            };
+            // A terminal sends Ctrl-C to the whole foreground group: the command has had it already.
+            if of_terminal && in_foreground() {
+                continue;
+            }
+            if let Some(pid) = pid {
+                let _ = rustix::process::kill_process(pid, signal);
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::{Certificate, Client, Proxy};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::oneshot;
 
@@ -43,13 +44,18 @@ pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
     variables.extend(agent::wgetrc(folder.path(), &app.ca_files.bundle));
     variables.push(("SIDEBEARER_DEMO_URL".to_owned(), format!("https://{API}/me")));
 
+    // Before anything is said: a signal that nobody listens for would leave the folder behind.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let story = Story::new(&servers, &app)?;
     let (ended, stop) = oneshot::channel::<()>();
     let sidecar = tokio::spawn(app.run(async {
         let _ = stop.await;
     }));
     let code = if command.is_empty() {
-        story.tell(&variables).await
+        tokio::select! {
+            told = story.tell(&variables) => told,
+            _ = interrupt.recv() => Ok(0),
+        }
     } else {
         child::run(command, variables, &[]).await.map_err(CliError::from)
     };
@@ -168,13 +174,10 @@ impl Story {
         Ok(())
     }
 
-    async fn watch(mut self) -> Result<u8, CliError> {
-        let interrupt = tokio::signal::ctrl_c();
-        tokio::pin!(interrupt);
+    async fn watch(mut self) -> ! {
         loop {
-            tokio::select! {
-                _ = &mut interrupt => return Ok(0),
-                event = self.events.recv() => if let Ok(event) = event { self.show(&event) },
+            if let Ok(event) = self.events.recv().await {
+                self.show(&event);
             }
         }
     }
