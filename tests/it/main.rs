@@ -4,6 +4,7 @@ mod answers;
 mod floors;
 mod framing;
 mod headers;
+mod program;
 mod retry;
 mod routing;
 mod tunnels;

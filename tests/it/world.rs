@@ -7,6 +7,7 @@ pub mod agent;
 pub mod answer;
 pub mod certificates;
 pub mod log;
+pub mod program;
 pub mod provider;
 pub mod raw;
 pub mod server;

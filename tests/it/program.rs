@@ -1,0 +1,266 @@
+//! The command line: what is printed where, exit codes, and signals.
+
+use std::sync::Arc;
+
+use rustix::process::Signal;
+use rustls::RootCertStore;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::world::agent::Heard;
+use crate::world::log::CANARY;
+use crate::world::program::{Home, Running, ended};
+use crate::world::raw::Raw;
+use crate::world::soon;
+
+/// A sidecar that runs, and its address.
+async fn sidecar(home: &Home) -> (Running, String) {
+    let mut sidecar = home.start(["run"]);
+    let line: serde_json::Value = serde_json::from_str(&sidecar.logs("\"listening\"").await).unwrap();
+    let address = line["address"].as_str().unwrap().to_owned();
+    (sidecar, address)
+}
+
+/// A blind tunnel through it to a server that does nothing.
+async fn tunnel(address: &str) -> Raw {
+    let idle = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut tunnel =
+        Raw::new(TcpStream::connect(address).await.unwrap(), Arc::new(RootCertStore::empty()), Heard::default());
+    tunnel.says(format!("CONNECT {} HTTP/1.1\r\n\r\n", idle.local_addr().unwrap())).await;
+    assert_eq!(tunnel.hears().await.status, 200);
+    tunnel
+}
+
+#[tokio::test]
+async fn check_prints_every_mistake_and_exits_64() {
+    let home = Home::with("listen: 0.0.0.0:3128\nroutes:\n  - host: api.test\n    provider: nope\n");
+    let ended = home.run(["check"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (64, ""));
+    assert_eq!(
+        ended.stderr,
+        "proxy.yaml:1:9: listen: other machines could reach this address
+hint: they could use your accounts; write `127.0.0.1:3128`
+proxy.yaml:4:15: routes[0].provider: no provider is named `nope`
+hint: add it under `providers`
+"
+    );
+    for command in [&["run"][..], &["status"], &["env"], &["exec", "--", "true"]] {
+        assert_eq!(home.run(command).await.code, 64, "{command:?}");
+    }
+}
+
+#[tokio::test]
+async fn check_says_what_each_route_grants() {
+    // CFG-010
+    let ended = Home::with_provider().run(["check"]).await;
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (0, "proxy.yaml: 1 providers, 1 routes, no mistakes\n  api.test:443  ->  main []\n")
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_and_a_word_that_is_no_command_are_told_apart() {
+    let home = Home::with("");
+    assert_eq!(home.run(["check", "--config", "none.yaml"]).await.code, 64);
+    assert_eq!(home.run(["fly"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn exec_ends_as_its_command_does() {
+    let home = Home::with_provider();
+    std::fs::write(home.path("data"), "").unwrap();
+    for (command, code) in [
+        (&["true"][..], 0),
+        (&["sh", "-c", "exit 7"], 7),
+        (&["sh", "-c", "kill -TERM $$"], 143),
+        (&["sh", "-c", "kill -KILL $$"], 137),
+        (&["no-such-program"], 127),
+        (&["./data"], 126),
+    ] {
+        let ended = home.run(["exec", "--"].iter().chain(command)).await;
+        assert_eq!(ended.code, code, "{command:?}: {}", ended.stderr);
+    }
+    let ended = home.run(["exec", "--", "no-such-program"]).await;
+    let said = "error: cannot run `no-such-program`: No such file or directory (os error 2)";
+    assert!(ended.stderr.lines().any(|line| line == said), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn exec_passes_a_signal_on() {
+    let home = Home::with_provider();
+    let script = "trap 'kill $!; exit 9' TERM; tail -f /dev/null & echo ready; wait";
+    let mut running = home.start(["exec", "--", "sh", "-c", script]);
+    running.says("ready").await;
+    running.gets(Signal::TERM);
+    assert_eq!(running.ends().await, 9);
+}
+
+#[tokio::test]
+async fn a_command_gets_the_variables_and_standard_input_and_output() {
+    let home = Home::with_provider();
+    let ended =
+        home.run_reading(["exec", "--", "sh", "-c", "cat; echo $HTTPS_PROXY $https_proxy $NO_PROXY"], "in\n").await;
+    let (first, second) = ended.stdout.split_once('\n').unwrap();
+    assert_eq!((ended.code, first), (0, "in"));
+    let words: Vec<_> = second.split_whitespace().collect();
+    assert!(words[0].starts_with("http://127.0.0.1:") && words[0] == words[1], "{second}");
+    assert_eq!(words[2], "localhost,127.0.0.1,::1");
+}
+
+#[tokio::test]
+async fn no_process_shows_a_secret_in_its_arguments() {
+    // LEK-005
+    let home = Home::with_provider();
+    home.run_reading(["import", "main", "--refresh-token-file", "-"], &format!("{CANARY}imported\n")).await;
+    let processes = home.run(["exec", "--", "ps", "-eo", "args"]).await;
+    assert!(processes.stdout.contains("sidebearer exec -- ps"), "{}", processes.stdout);
+}
+
+#[tokio::test]
+async fn an_imported_token_is_in_the_status_and_opens() {
+    // TOK-029
+    let home = Home::with_provider();
+    let arguments = ["import", "main", "--user", "ada", "--refresh-token-file", "-"];
+    let imported = home.run_reading(arguments, &format!("{CANARY}imported\n")).await;
+    assert_eq!(
+        (imported.code, imported.stdout.as_str()),
+        (0, "stored the refresh token of `ada` for `main`; the next call uses it\n")
+    );
+    let status = home.run(["status", "--json"]).await;
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let ada = &status[0];
+    assert_eq!((&ada["provider"], &ada["user"], &ada["state"]), (&"main".into(), &"ada".into(), &"connected".into()));
+    assert_eq!((&ada["generation"], status.as_array().unwrap().len()), (&1.into(), 1));
+
+    let verified = home.run(["store", "verify"]).await;
+    assert_eq!((verified.code, verified.stdout.as_str()), (0, "1 rows, 1 open, 0 do not\n"));
+    let stored: Vec<u8> = files(&home.path(".local")).iter().flat_map(|path| std::fs::read(path).unwrap()).collect();
+    assert!(!stored.is_empty() && !String::from_utf8_lossy(&stored).contains(CANARY), "it is stored in clear");
+}
+
+#[tokio::test]
+async fn without_its_key_the_store_does_not_open() {
+    // LEK-011, TOK-025
+    let home = Home::with_provider();
+    let import = ["import", "main", "--refresh-token-file", "-"];
+    home.run_reading(import, &format!("{CANARY}imported\n")).await;
+    std::fs::remove_file(home.path(".config/sidebearer/key")).unwrap();
+    let verified = home.run(["store", "verify"]).await;
+    assert_eq!(verified.code, 1);
+    assert!(verified.stderr.contains("there is no key file at"), "{}", verified.stderr);
+}
+
+#[tokio::test]
+async fn what_import_cannot_use_it_refuses() {
+    let home = Home::with_provider();
+    for input in ["", "\n", "two\nlines\n", "caf\u{e9}\n"] {
+        let ended = home.run_reading(["import", "main", "--refresh-token-file", "-"], input).await;
+        assert_eq!(
+            (ended.code, ended.stderr.as_str()),
+            (
+                1,
+                "error: - does not hold a refresh token\nhint: it must hold the token alone: one line of printable ASCII\n"
+            )
+        );
+    }
+    let ended = home.run_reading(["import", "nope", "--refresh-token-file", "-"], "x").await;
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (1, "error: no provider is named `nope`\nhint: providers are `main`\n")
+    );
+}
+
+#[tokio::test]
+async fn schema_and_completions_are_for_machines() {
+    let home = Home::with("");
+    let schema: serde_json::Value = serde_json::from_str(&home.run(["schema"]).await.stdout).unwrap();
+    assert!(schema["properties"]["routes"].is_object(), "{schema}");
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = home.run(["completions", shell]).await;
+        assert!(ended.code == 0 && ended.stdout.contains("refresh-token-file"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn a_shell_takes_the_variables_as_they_are() {
+    let odd = "it's $HOME `and` \\more";
+    let home = Home::with(&format!("ca:\n  path: \"{}\"\nroutes: []\n", odd.replace('\\', "\\\\")));
+    let variables = home.run(["env"]).await;
+    assert_eq!(variables.code, 0, "{}", variables.stderr);
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", &format!("{}\nprintf %s \"$SSL_CERT_FILE\"", variables.stdout)]).current_dir(home.folder.path());
+    let expected = home.folder.path().join(odd).join("bundle.pem");
+    assert_eq!(ended(shell).await.stdout, expected.to_str().unwrap());
+    let json: serde_json::Value = serde_json::from_str(&home.run(["env", "--shell", "json"]).await.stdout).unwrap();
+    assert_eq!(json["SSL_CERT_FILE"], expected.to_str().unwrap());
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_told_to_stop_ends_with_its_last_connection() {
+    // TOK-044
+    let home = Home::with_provider();
+    let (mut sidecar, address) = sidecar(&home).await;
+    let mut tunnel = tunnel(&address).await;
+    sidecar.gets(Signal::TERM);
+    sidecar.logs("a second signal stops at once").await;
+    tunnel.says_end().await;
+    drop(tunnel);
+    assert!(sidecar.logs("\"stopped\"").await.contains("\"clean\":true"));
+    assert_eq!(sidecar.ends().await, 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_it_at_once() {
+    let home = Home::with_provider();
+    let (mut sidecar, address) = sidecar(&home).await;
+    let _tunnel = tunnel(&address).await;
+    sidecar.gets(Signal::TERM);
+    sidecar.logs("a second signal stops at once").await;
+    sidecar.gets(Signal::INT);
+    assert_eq!(sidecar.ends().await, 1);
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let ended = Home::with(&format!("listen: {address}\nroutes: []\n")).run(["run"]).await;
+    let said = format!(
+        "error: cannot listen on {address}: Address already in use (os error 98)\n\
+         hint: another program, perhaps another sidecar, listens there: stop it, or change `listen`\n"
+    );
+    assert!(ended.code == 1 && ended.stderr.ends_with(&said), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn the_demo_gives_its_command_the_variables() {
+    let home = Home::with("");
+    let script = "echo $SIDEBEARER_DEMO_URL $HTTPS_PROXY; cat $SSL_CERT_FILE; exit 3";
+    let ended = home.run(["demo", "--", "sh", "-c", script]).await;
+    assert!(ended.stdout.starts_with("https://api.test/me http://127.0.0.1:"), "{}", ended.stdout);
+    assert!(ended.code == 3 && ended.stdout.contains("BEGIN CERTIFICATE"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn the_demo_survives_a_401_and_no_proxy_of_the_environment_is_asked() {
+    // LST-003
+    let home = Home::with("");
+    let mut command = home.command(["demo"]);
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "HTTP_PROXY"] {
+        command.env(name, "http://127.0.0.1:1");
+    }
+    let mut demo = Running::of(command);
+    let story = demo.says("Ctrl-C ends it").await;
+    let answers: Vec<_> = story.iter().filter(|line| line.contains("agent     GET")).collect();
+    let statuses: Vec<_> = answers.iter().map(|line| line.split(" -> ").nth(1).unwrap().get(..3).unwrap()).collect();
+    assert_eq!(statuses, ["401", "200", "200", "200"]);
+    assert!(story.iter().any(|line| line.contains("sent twice")), "{story:?}");
+    soon(async { demo.gets(Signal::INT) }).await;
+    assert_eq!(demo.ends().await, 0);
+}
+
+/// All files below a folder.
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
