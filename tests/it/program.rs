@@ -108,6 +108,14 @@ async fn a_command_gets_the_variables_and_standard_input_and_output() {
 }
 
 #[tokio::test]
+async fn a_command_does_not_get_the_secrets_of_the_configuration() {
+    // LEK-005
+    let home = Home::with_provider();
+    let environment = home.run(["exec", "--", "env"]).await.stdout;
+    assert!(environment.contains("HOME=") && !environment.contains("SECRET="), "{environment}");
+}
+
+#[tokio::test]
 async fn no_process_shows_a_secret_in_its_arguments() {
     // LEK-005
     let home = Home::with_provider();
