@@ -51,7 +51,7 @@ pub struct Settings {
     pub providers: Vec<Arc<Provider>>,
     /// In file order, each named by its place and host.
     pub routes: Vec<Route>,
-    /// What happens to a host that no route names.
+    /// What happens to a request that no route covers.
     pub unmatched: Unmatched,
     /// What is not wrong but should be known, each a line that begins with its place.
     pub warnings: Vec<String>,

@@ -62,7 +62,7 @@ pub enum UpstreamHttp {
     H1,
 }
 
-/// What happens to a host that no route names.
+/// What happens to a request that no route covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unmatched {
     /// Its bytes are passed on, unseen and without a token.
