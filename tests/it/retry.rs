@@ -77,10 +77,11 @@ async fn a_provider_that_fails_leaves_the_agent_the_first_401() {
 #[tokio::test]
 async fn a_body_arrives_whole_both_times() {
     // RTY-005
-    for over_h2 in [false, true] {
+    let known = Filler::of(100 * KIBIBYTE);
+    let chunked = known.clone().of_unknown_length();
+    for (body, over_h2) in [(&known, false), (&known, true), (&chunked, false), (&chunked, true)] {
         let world = World::start().await;
         world.api_answers([401, 200]);
-        let body = Filler::of(100 * KIBIBYTE);
         let call = world.call("POST", "/upload").body(body.clone());
         assert_eq!(if over_h2 { call.over_h2() } else { call }.send().await.status, 200);
         let seen = world.api.seen();
@@ -394,4 +395,27 @@ async fn renewals_that_take_long_are_waited_for() {
     let (replies, ()) = soon(async { tokio::join!(calls, released) }).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert_eq!(world.token_calls(), 1);
+}
+
+#[tokio::test]
+async fn a_token_of_unknown_lifetime_is_used_until_it_is_refused() {
+    // C16
+    let world = Setup::new().tokens_live(None).start().await;
+    for _ in 0..3 {
+        assert_eq!(world.get("/me").await.status, 200);
+    }
+    world.issued.revoke();
+    assert_eq!(world.get("/me").await.status, 200);
+    assert_eq!(world.token_calls(), 2);
+}
+
+#[tokio::test]
+async fn an_expired_token_is_never_sent_and_nor_is_a_request_without_one() {
+    // TOK-015, C16, C17: a token is not used in its last 5 s.
+    let world = Setup::new().tokens_live(Some(5)).start().await;
+    world.provider_answers([usual(), usual(), Answer::from(503)]);
+    assert_eq!((world.get("/1").await.status, world.get("/2").await.status), (200, 200));
+    let reply = world.get("/3").await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "token_unavailable"));
+    assert_eq!(world.api.tokens(), [world.issued.access(1), world.issued.access(2)]);
 }

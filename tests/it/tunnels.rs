@@ -4,13 +4,14 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::Request;
+use http::{Request, Version};
 use sidebearer::drain::Drained;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::world::answer::{Answer, Filler, Gate};
+use crate::world::log::unread;
 use crate::world::raw::Bytestream;
-use crate::world::{Setup, To, World};
+use crate::world::{Setup, To, World, soon};
 
 #[tokio::test]
 async fn a_hello_that_comes_byte_by_byte_is_understood() {
@@ -56,6 +57,43 @@ async fn every_pair_of_protocols_works() {
         }
         assert!(world.tunnel("api.test:443").await.tls("api.test", &["smtp"]).await.is_err());
     }
+}
+
+#[tokio::test]
+async fn a_route_can_ask_for_the_older_protocol() {
+    let world = Setup::new().routes("- host: api.test\n  provider: main\n  upstream_http: h1").start().await;
+    assert_eq!(world.call("GET", "/me").over_h2().send().await.status, 200);
+    assert_eq!(world.api.seen()[0].version, Version::HTTP_11);
+}
+
+#[tokio::test]
+async fn a_usual_client_needs_the_proxys_address_and_its_ca() {
+    let world = World::start().await;
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(&world.ca).unwrap()).unwrap();
+    let proxy = reqwest::Proxy::all(format!("http://{}", world.proxy)).unwrap();
+    let client = reqwest::Client::builder().tls_certs_only([ca]).proxy(proxy).build().unwrap();
+    let post = || client.post("https://api.test/me").body("x".repeat(100_000)).send();
+    assert_eq!(soon(unread(post())).await.unwrap().text().await.unwrap(), "welcome\n");
+    world.issued.revoke();
+    assert_eq!(soon(unread(post())).await.unwrap().text().await.unwrap(), "welcome\n");
+    assert_eq!(world.api.seen().iter().map(|seen| seen.length).collect::<Vec<_>>(), [100_000; 3]);
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    // LST-018
+    let world = World::start().await;
+    for head in [
+        format!("GET / HTTP/1.1\r\nHost: api.test\r\n{}\r\n", "X: 1\r\n".repeat(10_000)),
+        format!("GET / HTTP/1.1\r\nHost: api.test\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)),
+        format!("GET /{} HTTP/1.1\r\nHost: api.test\r\n\r\n", "x".repeat(100 << 10)),
+    ] {
+        let mut agent = world.api_connection().await;
+        agent.says_if_open(&head).await;
+        let heard = agent.hears_to_the_end().await;
+        assert!(heard.starts_with("HTTP/1.1 431 ") || heard.starts_with("HTTP/1.1 414 "), "{heard}");
+    }
+    assert_eq!((world.api.seen().len(), world.get("/me").await.status), (0, 200));
 }
 
 #[tokio::test]

@@ -43,11 +43,6 @@ impl Issued {
         format!("{CANARY}secret-{}", self.world)
     }
 
-    /// How many access tokens there have been.
-    pub fn count(&self) -> usize {
-        self.state().count
-    }
-
     /// Ends every access token before its time.
     pub fn revoke(&self) {
         self.state().access.clear();
