@@ -193,6 +193,9 @@ impl Proxy {
         let answered = self.answer(request, arrival, &mut record).await;
         let mut response = answered.unwrap_or_else(|reject| {
             record.code = Some(reject.code());
+            if matches!(reject, Reject::Misdirected | Reject::TwoHosts) {
+                tracing::warn!(authority = %record.authority, code = reject.code(), "a request in a tunnel for another host");
+            }
             reject.into_response(form)
         });
         last.finish(&mut response);

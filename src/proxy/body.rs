@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -187,12 +188,15 @@ impl Body for Try {
     }
 }
 
+/// Sees the trailers of an answer go by.
+type Watcher = Box<dyn FnOnce(&HeaderMap) + Send>;
+
 /// An answer's body, on its way to the agent.
 pub(super) enum ResponseBody {
     /// Our own.
     Whole(Option<Bytes>),
     /// The upstream's, after what was read ahead of it.
-    Upstream { ahead: VecDeque<Result<Frame<Bytes>, hyper::Error>>, rest: UpstreamBody },
+    Upstream { ahead: VecDeque<Result<Frame<Bytes>, hyper::Error>>, rest: UpstreamBody, watcher: Option<Watcher> },
 }
 
 impl ResponseBody {
@@ -200,10 +204,17 @@ impl ResponseBody {
         Self::Whole(Some(bytes).filter(|bytes| !bytes.is_empty()))
     }
 
+    /// Shows the trailers to `watcher` when they come.
+    pub(super) fn watch(&mut self, watcher: impl FnOnce(&HeaderMap) + Send + 'static) {
+        if let Self::Upstream { watcher: place, .. } = self {
+            *place = Some(Box::new(watcher));
+        }
+    }
+
     /// Reads up to 64 KiB ahead, so that a short body's connection is free again while its token is renewed. Can be
     /// broken off at any time.
     pub(super) async fn read_ahead(&mut self) {
-        let Self::Upstream { ahead, rest } = self else { return };
+        let Self::Upstream { ahead, rest, .. } = self else { return };
         let mut bytes = 0;
         while bytes < READ_AHEAD {
             let Some(frame) = rest.frame().await else { return };
@@ -220,7 +231,7 @@ impl ResponseBody {
 
 impl From<UpstreamBody> for ResponseBody {
     fn from(rest: UpstreamBody) -> Self {
-        Self::Upstream { ahead: VecDeque::new(), rest }
+        Self::Upstream { ahead: VecDeque::new(), rest, watcher: None }
     }
 }
 
@@ -231,12 +242,15 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Upstream { ahead, rest } => {
+            Self::Upstream { ahead, rest, watcher } => {
                 let mut frame = match ahead.pop_front() {
                     Some(frame) => Some(frame),
                     None => ready!(Pin::new(rest).poll_frame(cx)),
                 };
                 if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+                    if let Some(watcher) = watcher.take() {
+                        watcher(trailers);
+                    }
                     headers::clean_trailers(trailers);
                 }
                 Poll::Ready(frame)
@@ -247,14 +261,14 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Upstream { ahead, rest } => ahead.is_empty() && rest.is_end_stream(),
+            Self::Upstream { ahead, rest, .. } => ahead.is_empty() && rest.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Buf::remaining) as u64),
-            Self::Upstream { ahead, rest } => {
+            Self::Upstream { ahead, rest, .. } => {
                 let before: usize = ahead.iter().map(data_length).sum();
                 longer(rest.size_hint(), before)
             }

@@ -67,8 +67,7 @@ impl Authenticated<'_> {
         let bearer = bearer?;
         let mut first = self.outgoing.send(Some(&bearer)).await?;
         if !self.rejected(&first) {
-            self.proxy.parts().tokens.accepted(&self.key, &bearer);
-            return Ok(first);
+            return Ok(self.taken(first, bearer));
         }
         let asked = Instant::now();
         let renewed = self.another(&bearer, &mut first).await;
@@ -77,7 +76,7 @@ impl Authenticated<'_> {
             Ok(renewed) => {
                 record.retried = true;
                 drop(first);
-                self.second(&renewed).await
+                self.second(renewed).await
             }
             Err(why) => {
                 record.passed = Some(why);
@@ -87,12 +86,23 @@ impl Authenticated<'_> {
     }
 
     /// The second answer is the agent's, whatever it is.
-    async fn second(&mut self, bearer: &Bearer) -> Result<Answer, Reject> {
-        let answer = self.outgoing.send(Some(bearer)).await?;
-        if !self.rejected(&answer) {
-            self.proxy.parts().tokens.accepted(&self.key, bearer);
+    async fn second(&mut self, bearer: Bearer) -> Result<Answer, Reject> {
+        let answer = self.outgoing.send(Some(&bearer)).await?;
+        Ok(if self.rejected(&answer) { answer } else { self.taken(answer, bearer) })
+    }
+
+    /// An answer whose head takes the token; a gRPC answer may still reject it at its end, too late for another try.
+    fn taken(&self, mut answer: Answer, bearer: Bearer) -> Answer {
+        let (tokens, key) = (self.proxy.parts().tokens.clone(), self.key.clone());
+        tokens.accepted(&key, &bearer);
+        if is_grpc(answer.response.headers()) {
+            answer.response.body_mut().watch(move |trailers| {
+                if unauthenticated(trailers) {
+                    tokens.renew_for_the_next(&key, &bearer);
+                }
+            });
         }
-        Ok(answer)
+        answer
     }
 
     /// Another token for a second try, or why there is to be none.
@@ -131,7 +141,8 @@ impl Authenticated<'_> {
         match status {
             StatusCode::UNAUTHORIZED => !other_reason,
             StatusCode::FORBIDDEN if verdict == Some(Verdict::InvalidToken) => true,
-            StatusCode::OK => grpc_unauthenticated(headers),
+            // A gRPC answer without a body says it in its head.
+            StatusCode::OK => is_grpc(headers) && unauthenticated(headers),
             status => refresh_on.is_some_and(|also| also.contains(&status)) && !other_reason,
         }
     }
@@ -255,8 +266,11 @@ fn splice(proxy: &Proxy, agent: OnUpgrade, upstream: OnUpgrade) {
     });
 }
 
-/// A gRPC answer without a body says in its head that the caller is not authenticated.
-fn grpc_unauthenticated(headers: &HeaderMap) -> bool {
-    let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    grpc && headers.get("grpc-status").is_some_and(|status| status == "16")
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// gRPC's status 16, in the head or in the trailers.
+fn unauthenticated(fields: &HeaderMap) -> bool {
+    fields.get("grpc-status").is_some_and(|status| status == "16")
 }

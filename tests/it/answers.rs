@@ -189,6 +189,19 @@ async fn a_grpc_call_that_is_not_authenticated_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_grpc_rejection_behind_the_reply_is_passed_on_and_renews_for_the_next_call() {
+    // RTY-027, C1
+    let world = Setup::new().api_speaks(&["h2"]).start().await;
+    let partial = answer(200).with("content-type", GRPC).saying("part").then(&[("grpc-status", "16")]);
+    let good = answer(200).with("content-type", GRPC).saying("reply").then(&[("grpc-status", "0")]);
+    world.api_answers([partial, good]);
+    assert_eq!(grpc(&world).await.text(), "part");
+    world.obtained_tokens(2).await;
+    assert_eq!(grpc(&world).await.text(), "reply");
+    assert_eq!(world.api.tokens(), [world.issued.access(1), world.issued.access(2)]);
+}
+
+#[tokio::test]
 async fn another_grpc_status_is_passed_on() {
     // RTY-026
     let world = Setup::new().api_speaks(&["h2"]).start().await;
