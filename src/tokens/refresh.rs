@@ -38,10 +38,14 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
         Cause::Needed | Cause::Rejected(_) => None,
     };
     let renewal = Renewal { inner, slot, known: known.clone(), cause, ready_by: Instant::now() + PREPARATION };
-    match renewal.known.provider.grant {
-        Grant::ClientCredentials => renewal.mint().await,
-        Grant::RefreshToken => renewal.rotate().await,
+    let token = match known.provider.grant {
+        Grant::ClientCredentials => renewal.mint().await?,
+        Grant::RefreshToken => renewal.rotate().await?,
+    };
+    if token.is_over(inner.clock.now()) {
+        return Err(renewal.unavailable("the token had ended before it came".into(), Duration::ZERO));
     }
+    Ok(token)
 }
 
 /// A place among the renewals that nobody waits for. They queue among themselves, so that a thousand of them hold up

@@ -298,6 +298,11 @@ impl Token {
     pub(super) fn lives(&self, now: Now) -> bool {
         self.expiry.is_none_or(|end| now.instant + EARLY < end.instant && now.wall + EARLY < end.wall)
     }
+
+    /// Whether its end has come.
+    pub(super) fn is_over(&self, now: Now) -> bool {
+        self.expiry.is_some_and(|end| end.instant <= now.instant || end.wall <= now.wall)
+    }
 }
 
 /// The value of `Authorization`, which hyper and h2 then neither print nor index.
