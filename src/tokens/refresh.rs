@@ -33,11 +33,14 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
         provider: slot.key.provider.clone(),
         error: "it is no longer configured".into(),
     })?;
-    let _place = match cause {
+    let place = match cause {
         Cause::Ahead => queue(inner, slot, &known).await,
-        Cause::Needed | Cause::Rejected(_) => None,
+        Cause::Needed | Cause::Rejected(_) => Place::First,
     };
     let renewal = Renewal { inner, slot, known: known.clone(), cause, ready_by: Instant::now() + PREPARATION };
+    if let Place::Never = place {
+        return Err(renewal.unavailable("the sidecar is stopping".into(), Duration::ZERO));
+    }
     let token = match known.provider.grant {
         Grant::ClientCredentials => renewal.mint().await?,
         Grant::RefreshToken => renewal.rotate().await?,
@@ -48,13 +51,24 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
     Ok(token)
 }
 
-/// A place among the renewals that nobody waits for. They queue among themselves, so that a thousand of them hold up
-/// no request, and for as long as it takes, unless somebody comes to wait for this one, or the stop.
-async fn queue<'a>(inner: &Inner, slot: &Slot, known: &'a Known) -> Option<SemaphorePermit<'a>> {
+/// A renewal's place in the queue of those that nobody waits for.
+enum Place<'a> {
+    /// None is needed: somebody waits for it.
+    First,
+    /// It came up, and is kept until the renewal is done.
+    Taken { _permit: SemaphorePermit<'a> },
+    /// The stop comes first.
+    Never,
+}
+
+/// Renewals that nobody waits for queue among themselves, so that a thousand of them hold up no request, and for as
+/// long as it takes.
+async fn queue<'a>(inner: &Inner, slot: &Slot, known: &'a Known) -> Place<'a> {
     tokio::select! {
-        place = known.turns.ahead.acquire() => place.ok(),
-        () = slot.awaited.notified() => None,
-        () = inner.drain.started() => None,
+        biased;
+        () = slot.awaited.notified() => Place::First,
+        () = inner.drain.started() => Place::Never,
+        permit = known.turns.ahead.acquire() => permit.map_or(Place::Never, |permit| Place::Taken { _permit: permit }),
     }
 }
 
