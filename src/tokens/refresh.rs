@@ -448,13 +448,21 @@ pub(super) struct Unsaved {
 /// Writes a rotated row that could not be written when it came (SEMANTICS C13).
 async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
     let Some(row) = slot.lock().unsaved.as_ref().map(|unsaved| unsaved.row.clone()) else { return Ok(()) };
-    let generation = row.generation;
-    // Stale means that a newer row is there, or this very one: a write can fail after it was done.
-    inner.store.put(row, Some(generation - 1)).await?;
+    let (provider, subject, generation) = (&slot.key.provider, &slot.key.subject, row.generation);
+    let stored = match inner.store.put(row.clone(), Some(generation - 1)).await? {
+        Put::Done => true,
+        // A write can fail after it was done.
+        Put::Stale(there) => there.generation == generation && there.refresh_token == row.refresh_token,
+        Put::Gone => false,
+    };
     let mut state = slot.lock();
-    if state.unsaved.as_ref().is_some_and(|unsaved| unsaved.row.generation == generation) {
-        state.unsaved = None;
-        tracing::info!(provider = %slot.key.provider, subject = %slot.key.subject, "the rotated refresh token is stored now");
+    if state.unsaved.take_if(|unsaved| unsaved.row.generation == generation).is_none() {
+        return Ok(());
+    }
+    if stored {
+        tracing::info!(%provider, %subject, "the rotated refresh token is stored now");
+    } else {
+        tracing::warn!(%provider, %subject, "the grant was replaced or removed, and its rotated refresh token is dropped");
     }
     Ok(())
 }
