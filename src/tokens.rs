@@ -211,8 +211,8 @@ enum Cause {
     Needed,
     /// It will expire soon.
     Ahead,
-    /// The upstream answered 401 to this generation.
-    Rejected(u64),
+    /// The upstream answered 401 to the token at hand.
+    Rejected,
 }
 
 impl Cause {
@@ -220,7 +220,7 @@ impl Cause {
         match self {
             Cause::Needed => "needed",
             Cause::Ahead => "ahead",
-            Cause::Rejected(_) => "rejected",
+            Cause::Rejected => "rejected",
         }
     }
 }
@@ -333,8 +333,8 @@ impl Tokens {
         if !row.is_ok_and(|row| row.is_some_and(|row| row.generation > rejected.generation)) {
             return Err(NoRenewal::CoolDown);
         }
-        let cause = Cause::Rejected(rejected.generation);
-        let flight = Inner::fly(&self.inner, &slot, &mut slot.lock(), cause);
+
+        let flight = Inner::fly(&self.inner, &slot, &mut slot.lock(), Cause::Rejected);
         land(&key.provider, flight).await.map_err(NoRenewal::Failed)
     }
 
@@ -356,7 +356,7 @@ impl Tokens {
         }
         state.forced(now);
         self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
-        Ok(Err(Inner::fly(&self.inner, &slot, &mut state, Cause::Rejected(rejected.generation))))
+        Ok(Err(Inner::fly(&self.inner, &slot, &mut state, Cause::Rejected)))
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
     })?;
     let place = match cause {
         Cause::Ahead => queue(inner, slot, &known).await,
-        Cause::Needed | Cause::Rejected(_) => Place::First,
+        Cause::Needed | Cause::Rejected => Place::First,
     };
     let renewal = Renewal { inner, slot, known: known.clone(), cause, ready_by: Instant::now() + PREPARATION };
     if let Place::Never = place {

@@ -137,7 +137,7 @@ impl State {
     /// another number.
     pub(super) fn is_news(&self, stored: &Token, cause: Cause) -> bool {
         let Some(held) = &self.token else { return true };
-        let rejected = matches!(cause, Cause::Rejected(_)) && stored.secret == held.secret;
+        let rejected = matches!(cause, Cause::Rejected) && stored.secret == held.secret;
         stored.generation > held.generation && !rejected
     }
 
@@ -207,7 +207,7 @@ impl State {
         match outcome {
             Ok(mut token) => {
                 token.renew_at = self.paced(now, &token);
-                if matches!(cause, Cause::Rejected(_)) {
+                if matches!(cause, Cause::Rejected) {
                     self.force.brought = Some(token.generation);
                     self.force.doubled = false;
                 }
