@@ -80,3 +80,22 @@ fn renew_ahead(tokens: &Arc<Inner>, key: &Key) {
         drop(Inner::fly(tokens, &slot, &mut state, Cause::Ahead));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::names::Subject;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_has_one_plan_however_often_it_is_renewed() {
+        let key = Key { provider: "acme".parse().unwrap(), subject: Subject::Client, target: Arc::default() };
+        let (start, mut plans) = (Instant::now(), Plans::default());
+        for hours in [1, 9, 3] {
+            plans.put(key.clone(), start + Duration::from_secs(3600 * hours));
+        }
+        assert_eq!((plans.next().await, start.elapsed().as_secs()), (Some(key), 3 * 3600));
+        assert_eq!((plans.next().await, plans.places.len()), (None, 0));
+    }
+}

@@ -92,6 +92,12 @@ async fn a_rotated_token_that_cannot_be_stored_is_used_and_stored_later() {
     assert!(world.server.accepts(&first));
     // Nothing is redeemed while it is not stored: neither the old one nor the new one.
     world.server.revoke(&first);
+    match world.request(&key).await {
+        Got::Unauthorized(Some(NoRenewal::Failed(TokenError::Unavailable { why, .. }))) => {
+            assert!(why.starts_with("the store fails: "), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
     for _ in 0..10 {
         assert!(matches!(world.request(&key).await, Got::Unauthorized(Some(_))));
         pass(10.0).await;
@@ -158,6 +164,19 @@ async fn a_graceful_stop_waits_for_a_call_and_begins_no_renewal_ahead() {
     assert_eq!(world.row(&key).await.generation, 3);
     pass(3500.0).await;
     assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graceful_stop_does_not_wait_for_renewals_in_the_queue() {
+    // TOK-044
+    let world = World::new().await;
+    for index in 0..100 {
+        let key = world.connect_with_token(&format!("user{index}")).await;
+        world.bearer(&key).await;
+    }
+    world.server.book().delay = Duration::from_secs(10);
+    pass(3301.0).await;
+    assert_eq!(world.drain.finish(Duration::from_secs(11)).await, Drained::Clean);
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,29 +98,35 @@ impl World {
         key
     }
 
-    /// Stores a grant in place of the one that is there.
+    /// Stores a grant in place of the one that is there, as `sidebearer import` does.
     pub async fn import(&self, key: &Key, refresh_token: Secret, access: Option<Secret>) {
-        let previous = self.store.grant(&key.provider, &key.subject).await.unwrap().map(|row| row.generation);
-        let now = self.clock.now().wall;
         let lifetime = self.server.book().lifetime();
-        let row = Row {
-            provider: key.provider.clone(),
-            subject: key.subject.clone(),
-            generation: previous.map_or(1, |generation| generation + 1),
-            target: (*key.target).clone(),
-            refresh_token: Some(refresh_token),
-            access: access.map(|token| Access {
+        loop {
+            let previous = self.store.grant(&key.provider, &key.subject).await.unwrap().map(|row| row.generation);
+            let now = self.clock.now().wall;
+            let access = access.clone().map(|token| Access {
                 token,
                 obtained_at: now,
                 expires_at: lifetime.map(|lifetime| now + lifetime),
-            }),
-            granted_scopes: None,
-            state: State::Connected,
-            intent: None,
-            renewed_at: None,
-            stored_at: now,
-        };
-        assert_eq!(self.store.put(row, previous).await.unwrap(), Put::Done);
+            });
+            let row = Row {
+                provider: key.provider.clone(),
+                subject: key.subject.clone(),
+                generation: previous.map_or(1, |generation| generation + 1),
+                target: (*key.target).clone(),
+                refresh_token: Some(refresh_token.clone()),
+                access,
+                granted_scopes: None,
+                state: State::Connected,
+                intent: None,
+                renewed_at: None,
+                stored_at: now,
+            };
+            // A renewal may be under way.
+            if self.store.put(row, previous).await.unwrap() == Put::Done {
+                return;
+            }
+        }
     }
 
     pub async fn row(&self, key: &Key) -> Row {
