@@ -1,0 +1,526 @@
+//! What the store promises, on real files.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+use crate::names::UserName;
+
+fn keys(seed: u8) -> Keyring {
+    Keyring::from_secrets(&[Secret::new(BASE64_STANDARD.encode([seed; 32]))]).unwrap()
+}
+
+fn github() -> ProviderName {
+    "github".parse().unwrap()
+}
+
+fn user(name: &str) -> Subject {
+    Subject::User(name.parse().unwrap())
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn row(name: &str, generation: u64) -> Row {
+    Row {
+        provider: github(),
+        subject: user(name),
+        generation,
+        target: Target { scopes: vec!["a".into()], audience: Some("b".into()), resource: vec!["c".into()] },
+        refresh_token: Some(Secret::new(format!("canary-rt-{name}-{generation}"))),
+        access: Some(Access {
+            token: Secret::new(format!("canary-at-{name}-{generation}")),
+            obtained_at: at(1000),
+            expires_at: Some(at(4600)),
+        }),
+        granted_scopes: Some(vec!["a".into()]),
+        state: State::Reauthorize { reason: "invalid_grant".into() },
+        intent: Some(Intent { refresh_token_hash: [7; 32], at: at(900) }),
+        renewed_at: Some(at(1001)),
+        stored_at: at(1002),
+    }
+}
+
+async fn create(directory: &TempDir) -> Store {
+    Store::open(directory.path(), keys(1), true).await.unwrap()
+}
+
+/// A directory with a store that holds alice's grant.
+async fn with_alice() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    create(&directory).await.put(row("alice", 1), None).await.unwrap();
+    directory
+}
+
+fn database(directory: &TempDir) -> PathBuf {
+    directory.path().join("sidebearer.db")
+}
+
+fn sqlite(directory: &TempDir, sql: &str) {
+    Connection::open(database(directory)).unwrap().execute_batch(sql).unwrap();
+}
+
+async fn refused(directory: &TempDir) -> StoreError {
+    Store::open(directory.path(), keys(1), true).await.err().expect("the store opened")
+}
+
+#[tokio::test]
+async fn what_is_put_comes_back_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let bare = Row {
+        subject: Subject::Client,
+        target: Target::default(),
+        refresh_token: None,
+        access: None,
+        granted_scopes: None,
+        state: State::Connected,
+        intent: None,
+        renewed_at: None,
+        stored_at: SystemTime::UNIX_EPOCH - Duration::from_millis(1),
+        ..row("alice", 0)
+    };
+    let full = Row { state: State::FixConfiguration { reason: "invalid_client".into() }, ..row("alice", 1) };
+    let store = create(&directory).await;
+    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), None);
+    for row in [&full, &bare] {
+        assert_eq!(store.put(row.clone(), None).await.unwrap(), Put::Done);
+    }
+    drop(store);
+    let store = Store::open(directory.path(), keys(1), false).await.unwrap();
+    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), Some(full.clone()));
+    let listed: Vec<Row> = store.grants().await.unwrap().into_iter().map(|(_, _, row)| row.unwrap()).collect();
+    assert_eq!(listed, [bare, full]);
+}
+
+#[tokio::test]
+async fn only_who_knows_the_generation_writes() {
+    // TOK-031, TOK-038
+    let directory = with_alice().await;
+    let store = create(&directory).await;
+    assert_eq!(store.put(row("alice", 2), Some(1)).await.unwrap(), Put::Done);
+    let stored = Put::Stale(Box::new(row("alice", 2)));
+    assert_eq!(store.put(row("alice", 9), Some(1)).await.unwrap(), stored);
+    assert_eq!(store.put(row("alice", 9), None).await.unwrap(), stored);
+    assert!(store.remove(&github(), &user("alice")).await.unwrap());
+    assert!(!store.remove(&github(), &user("alice")).await.unwrap());
+    assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
+    assert_eq!(store.grants().await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn an_intent_stays_until_the_row_is_written_or_marked() {
+    // C12
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    let clean = Row { intent: None, ..row("alice", 1) };
+    let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
+    let stored = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    store.put(clean.clone(), None).await.unwrap();
+    store.intend(&github(), &user("alice"), 1, intent.clone()).await.unwrap();
+    assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
+    let state = State::Reauthorize { reason: "lost_rotation".into() };
+    store.mark(&github(), &user("alice"), 1, state.clone()).await.unwrap();
+    assert_eq!(stored().await, Row { state, ..clean.clone() });
+    store.intend(&github(), &user("alice"), 1, intent.clone()).await.unwrap();
+    store.put(Row { generation: 2, ..clean.clone() }, Some(1)).await.unwrap();
+    assert_eq!(stored().await, Row { generation: 2, ..clean.clone() });
+
+    let late = store.intend(&github(), &user("alice"), 1, intent).await.unwrap_err();
+    assert_eq!(late.to_string(), "the grant of user `alice` at `github` was changed in between");
+    let late = store.mark(&github(), &user("alice"), 1, State::Connected).await.unwrap_err();
+    assert_eq!(late.code(), "store_moved");
+    assert_eq!(stored().await, Row { generation: 2, ..clean });
+}
+
+#[tokio::test]
+async fn users_with_odd_names_are_kept_apart() {
+    // TOK-042
+    let long = "x".repeat(1024);
+    let names = [
+        "a:b",
+        "a/b",
+        "../a",
+        "..",
+        ".",
+        "a",
+        "A",
+        "a ",
+        "a%00",
+        "%",
+        "_",
+        "é",
+        "e\u{301}",
+        "'; DROP TABLE grants; --",
+        "\u{202e}",
+        &long,
+        &long[1..],
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    let mut leases = Vec::new();
+    for name in names {
+        assert_eq!(store.put(row(name, 1), None).await.unwrap(), Put::Done, "{name:?}");
+        leases.push(store.lease(&github(), &user(name), Duration::ZERO).await.unwrap().expect(name));
+    }
+    for name in names {
+        assert_eq!(store.grant(&github(), &user(name)).await.unwrap(), Some(row(name, 1)), "{name:?}");
+    }
+    assert_eq!(fs::read_dir(directory.path().join("leases")).unwrap().count(), names.len());
+    assert!("a\0b".parse::<UserName>().is_err());
+    let pairs = [("a", "bc"), ("ab", "c"), ("abc", "d")];
+    let distinct: HashSet<_> = pairs.iter().map(|(p, s)| lease_name(&p.parse().unwrap(), &user(s))).collect();
+    assert_eq!(distinct.len(), 3);
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_is_not_made_unasked() {
+    // TOK-025
+    let directory = tempfile::tempdir().unwrap();
+    for path in [directory.path().to_owned(), directory.path().join("deeper")] {
+        let error = Store::open(&path, keys(1), false).await.err().unwrap();
+        let file = path.join("sidebearer.db");
+        assert_eq!(error.to_string(), format!("there is no store at `{}`", file.display()));
+        let hint = "`sidebearer run` and `sidebearer import` make one; if there should be one, check `store.path`";
+        assert_eq!(error.hint(), hint);
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_lost_database_is_not_taken_for_a_first_start() {
+    // TOK-025
+    let directory = with_alice().await;
+    fs::rename(database(&directory), directory.path().join("sidebearer.db-wal")).unwrap();
+    let error = refused(&directory).await;
+    let file = database(&directory);
+    assert_eq!(error.to_string(), format!("there is no store at `{}`, only its write-ahead log", file.display()));
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_store_is_refused_and_left_alone() {
+    // TOK-025
+    let whole = fs::read(database(&with_alice().await)).unwrap();
+    let mut headless = whole.clone();
+    headless[0] ^= 1;
+    let mut blank_page = whole.clone();
+    // The last page is the grants': nothing else that is done at the start would come upon it.
+    let last = blank_page.len() - 4096;
+    blank_page[last..].fill(0);
+    for (content, what) in [
+        (&whole[..0], "it is empty"),
+        (b"canary", "it is no SQLite database"),
+        (&headless, "it is no SQLite database"),
+        (&whole[..whole.len() / 2], "database disk image is malformed"),
+        (&whole[..512], "database disk image is malformed"),
+        (&blank_page, ""),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(database(&directory), content).unwrap();
+        fs::set_permissions(database(&directory), fs::Permissions::from_mode(0o600)).unwrap();
+        match refused(&directory).await {
+            StoreError::Corrupt { what: said, .. } if said.contains(what) => {}
+            other => panic!("{what}: {other:?}"),
+        }
+        assert_eq!(fs::read(database(&directory)).unwrap(), content, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_another_program_or_of_the_future_is_refused() {
+    // TOK-025
+    let directory = with_alice().await;
+    sqlite(&directory, "PRAGMA user_version = 99");
+    let error = refused(&directory).await;
+    let said = "was made by a newer version: its schema is 99, and 1 is the newest known";
+    assert_eq!(error.to_string(), format!("the store `{}` {said}", database(&directory).display()));
+    assert_eq!(error.hint(), "run the version that made it, or a later one");
+    sqlite(&directory, "PRAGMA application_id = 1; PRAGMA journal_mode = DELETE");
+    let theirs = fs::read(database(&directory)).unwrap();
+    let said = "is damaged: it is another program's database";
+    let error = refused(&directory).await;
+    assert_eq!(error.to_string(), format!("the store `{}` {said}", database(&directory).display()));
+    assert_eq!(fs::read(database(&directory)).unwrap(), theirs);
+}
+
+#[tokio::test]
+async fn a_store_that_others_can_get_at_is_refused() {
+    // TOK-025
+    let directory = with_alice().await;
+    let path = database(&directory);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = refused(&directory).await;
+    assert_eq!(error.to_string(), format!("the store `{}` is open to every user of this machine", path.display()));
+    assert_eq!(
+        error.hint(),
+        format!("make `{}` readable and writable for this user, and for nobody else", path.display())
+    );
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(&path, directory.path().join("elsewhere.db")).unwrap();
+    symlink(directory.path().join("elsewhere.db"), &path).unwrap();
+    assert_eq!(refused(&directory).await.to_string(), format!("the store `{}` is a symbolic link", path.display()));
+    fs::remove_file(&path).unwrap();
+    symlink(directory.path().join("nowhere.db"), &path).unwrap();
+    assert_eq!(refused(&directory).await.code(), "store_permissions");
+    assert!(!directory.path().join("nowhere.db").exists());
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let said = "is not a regular file";
+    assert_eq!(refused(&directory).await.to_string(), format!("the store `{}` {said}", path.display()));
+    let error = Store::open(&directory.path().join("elsewhere.db"), keys(1), true).await.err().unwrap();
+    assert!(error.to_string().ends_with("is not a directory"), "{error}");
+}
+
+#[tokio::test]
+async fn a_linked_directory_is_followed() {
+    let directory = with_alice().await;
+    let links = tempfile::tempdir().unwrap();
+    symlink(directory.path(), links.path().join("data")).unwrap();
+    let store = Store::open(&links.path().join("data"), keys(1), false).await.unwrap();
+    assert_eq!(store.grants().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_told_at_once_even_without_rows() {
+    // TOK-025
+    let directory = tempfile::tempdir().unwrap();
+    create(&directory).await;
+    let error = Store::open(directory.path(), keys(2), true).await.err().unwrap();
+    let (right, wrong) = (keys(1).ids()[0], keys(2).ids()[0]);
+    let said = format!("is sealed with key `{right}`, and the keys at hand are [{wrong}]");
+    assert_eq!(error.to_string(), format!("the store `{}` {said}", database(&directory).display()));
+    assert_eq!(error.hint(), "put the key it was sealed with into `store.keys`");
+    assert!(Store::open(directory.path(), keys(1), true).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_old_key_can_be_retired_once_all_is_sealed_anew() {
+    let directory = with_alice().await;
+    let secret = |seed: u8| Secret::new(BASE64_STANDARD.encode([seed; 32]));
+    let both = Keyring::from_secrets(&[secret(2), secret(1)]).unwrap();
+    let store = Store::open(directory.path(), both, false).await.unwrap();
+    assert!(store.grant(&github(), &user("alice")).await.is_ok());
+    let new_only = Store::open(directory.path(), keys(2), false).await.unwrap();
+    let error = new_only.grant(&github(), &user("alice")).await.unwrap_err();
+    assert_eq!(error.code(), "store_wrong_key");
+    store.put(row("alice", 2), Some(1)).await.unwrap();
+    assert_eq!(new_only.grant(&github(), &user("alice")).await.unwrap(), Some(row("alice", 2)));
+}
+
+#[tokio::test]
+async fn a_value_copied_to_another_user_does_not_open_and_hides_no_other() {
+    // TOK-025, TOK-026
+    let directory = with_alice().await;
+    let store = create(&directory).await;
+    for name in ["bob", "carol"] {
+        store.put(row(name, 1), None).await.unwrap();
+    }
+    let alices = "(SELECT refresh_token FROM grants WHERE subject = 'alice')";
+    sqlite(&directory, &format!("UPDATE grants SET refresh_token = {alices} WHERE subject = 'bob'"));
+    sqlite(&directory, "UPDATE grants SET access_token = refresh_token WHERE subject = 'carol'");
+    let error = store.grant(&github(), &user("bob")).await.unwrap_err();
+    let said = "`refresh_token` of user `bob` at `github` is damaged in the store";
+    assert_eq!(error.to_string(), format!("{said} `{}`", database(&directory).display()));
+    assert_eq!(error.hint(), "connect this user again");
+    let opened: Vec<_> =
+        store.grants().await.unwrap().into_iter().map(|(_, who, row)| (who.to_string(), row.is_ok())).collect();
+    assert_eq!(opened, [("alice", true), ("bob", false), ("carol", false)].map(|(a, b)| (a.to_owned(), b)));
+    store.remove(&github(), &user("bob")).await.unwrap();
+    assert_eq!(store.put(row("bob", 2), None).await.unwrap(), Put::Done);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_never_yields_another_token_or_an_empty_store() {
+    // TOK-025
+    let original = with_alice().await;
+    let whole = fs::read(database(&original)).unwrap();
+    for offset in (0..whole.len()).step_by(61) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut flipped = whole.clone();
+        flipped[offset] ^= 1 << (offset % 8);
+        fs::write(database(&directory), &flipped).unwrap();
+        fs::set_permissions(database(&directory), fs::Permissions::from_mode(0o600)).unwrap();
+        let Ok(store) = Store::open(directory.path(), keys(1), true).await else { continue };
+        let Ok(listed) = store.grants().await else { continue };
+        assert_eq!(listed.len(), 1, "offset {offset}");
+        if let (_, _, Ok(found)) = &listed[0] {
+            assert_eq!(found.refresh_token, row("alice", 1).refresh_token, "offset {offset}");
+            assert_eq!(found.access.as_ref().map(|a| &a.token), row("alice", 1).access.as_ref().map(|a| &a.token));
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_file_of_the_store_holds_a_secret() {
+    // LEK-006, LEK-011
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    store.put(row("alice", 1), None).await.unwrap();
+    store.put_sealed("ca_key", &Secret::new("canary-ca")).await.unwrap();
+    let _lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap();
+    let assert_clean = || {
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        for path in files.iter().filter(|path| path.is_file()) {
+            let content = fs::read(path).unwrap();
+            assert!(!content.windows(6).any(|window| window == b"canary"), "{}", path.display());
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600, "{}", path.display());
+        }
+        files.len()
+    };
+    assert_eq!(assert_clean(), 4, "database, -wal, -shm and leases");
+    drop(store);
+    assert_eq!(assert_clean(), 2);
+    assert_eq!(fs::metadata(directory.path().join("leases")).unwrap().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_secret_of_the_sidecar_is_kept_under_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    assert_eq!(store.sealed("ca_key").await.unwrap(), None);
+    for value in ["old", "new"] {
+        store.put_sealed("ca_key", &Secret::new(value)).await.unwrap();
+    }
+    assert_eq!(store.sealed("ca_key").await.unwrap(), Some(Secret::new("new")));
+    sqlite(&directory, "INSERT INTO sealed SELECT 'other', value FROM sealed");
+    assert_eq!(store.sealed("other").await.unwrap_err().code(), "store_value_corrupt");
+}
+
+#[tokio::test]
+async fn another_s_write_changes_the_revision() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (create(&directory).await, create(&directory).await);
+    let before = one.revision().await.unwrap();
+    assert_eq!(one.revision().await.unwrap(), before);
+    other.put(row("alice", 1), None).await.unwrap();
+    assert_ne!(one.revision().await.unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_open_a_new_store_at_once_get_the_same_one() {
+    // TOK-029
+    let directory = tempfile::tempdir().unwrap();
+    let opening: Vec<_> = (0..12)
+        .map(|index| {
+            let path = directory.path().join("store");
+            tokio::spawn(async move {
+                let store = Store::open(&path, keys(1), true).await.unwrap();
+                store.put(row(&format!("user{index}"), 1), None).await.unwrap()
+            })
+        })
+        .collect();
+    for opened in opening {
+        assert_eq!(opened.await.unwrap(), Put::Done);
+    }
+    let store = Store::open(&directory.path().join("store"), keys(1), false).await.unwrap();
+    assert_eq!(store.grants().await.unwrap().len(), 12);
+    assert_eq!(fs::metadata(directory.path().join("store")).unwrap().mode() & 0o777, 0o700);
+    drop(store);
+    assert_eq!(fs::read_dir(directory.path().join("store")).unwrap().count(), 2, "database and leases");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_writers_of_one_generation_one_wins() {
+    // TOK-029, TOK-030
+    let directory = with_alice().await;
+    for generation in 1..5 {
+        let mut writers = Vec::new();
+        for _ in 0..4 {
+            let store = create(&directory).await;
+            writers.push(tokio::spawn(async move { store.put(row("alice", generation + 1), Some(generation)).await }));
+        }
+        let mut done = 0;
+        for writer in writers {
+            done += usize::from(writer.await.unwrap().unwrap() == Put::Done);
+        }
+        assert_eq!(done, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_held_by_one_until_it_is_dropped() {
+    // C12, C19
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (create(&directory).await, create(&directory).await);
+    let lease = one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+    assert!(other.lease(&github(), &user("alice"), Duration::from_millis(60)).await.unwrap().is_none());
+    assert!(one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
+    assert!(other.lease(&github(), &user("bob"), Duration::ZERO).await.unwrap().is_some());
+    let waiting = tokio::spawn(async move { other.lease(&github(), &user("alice"), Duration::from_secs(60)).await });
+    tokio::task::yield_now().await;
+    drop(lease);
+    assert!(waiting.await.unwrap().unwrap().is_some());
+}
+
+/// This test binary as another process, which does what [`other_process`] says until it is killed.
+fn spawn(directory: &TempDir, task: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::other_process", "--ignored", "--nocapture"])
+        .env("STORE_TEST_DIRECTORY", directory.path())
+        .env("STORE_TEST_TASK", task)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    (child, stdout)
+}
+
+#[tokio::test]
+#[ignore = "the other half of the tests that call `spawn`"]
+async fn other_process() {
+    let Ok(directory) = std::env::var("STORE_TEST_DIRECTORY") else { return };
+    let store = Store::open(Path::new(&directory), keys(1), true).await.unwrap();
+    let say = |what: &str| writeln!(std::io::stdout(), "\n{what}").unwrap();
+    if std::env::var("STORE_TEST_TASK").unwrap() == "hold" {
+        let _lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+        say("held");
+        std::future::pending::<()>().await;
+    }
+    let mut generation = store.grant(&github(), &user("alice")).await.unwrap().map(|row| row.generation);
+    loop {
+        let next = generation.unwrap_or(0) + 1;
+        assert_eq!(store.put(row("alice", next), generation).await.unwrap(), Put::Done);
+        say(&format!("wrote {next}"));
+        generation = Some(next);
+    }
+}
+
+#[tokio::test]
+async fn a_lease_ends_with_its_process() {
+    // C12
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    let (mut child, stdout) = spawn(&directory, "hold");
+    assert!(stdout.lines().any(|line| line.unwrap() == "held"));
+    assert!(store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(store.lease(&github(), &user("alice"), Duration::from_secs(5)).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_was_written_survives_the_death_of_the_writer() {
+    // TOK-020, TOK-029
+    let directory = tempfile::tempdir().unwrap();
+    for round in 1..=6 {
+        let (mut child, stdout) = spawn(&directory, "write");
+        let written = |line: io::Result<String>| line.unwrap().strip_prefix("wrote ")?.parse::<u64>().ok();
+        let mut written = stdout.lines().filter_map(written);
+        let told = written.nth(round * 3).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let told = written.last().unwrap_or(told);
+        let store = Store::open(directory.path(), keys(1), false).await.unwrap();
+        let stored = store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+        assert_eq!(stored, row("alice", stored.generation));
+        assert!((told..=told + 1).contains(&stored.generation), "told {told}, stored {}", stored.generation);
+    }
+}
