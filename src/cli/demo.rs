@@ -111,6 +111,8 @@ struct Story {
     proxy: String,
     ca: String,
     events: Receiver<Event>,
+    /// Whether the last event was a request.
+    at_hand: bool,
 }
 
 impl Story {
@@ -130,6 +132,7 @@ impl Story {
             proxy,
             ca: app.ca_files.ca.display().to_string(),
             events: app.events.watch(),
+            at_hand: false,
         })
     }
 
@@ -182,11 +185,13 @@ impl Story {
         }
     }
 
-    fn show(&self, event: &Event) {
+    fn show(&mut self, event: &Event) {
         match event {
             Event::Token(token) => say(&format!("   token     {}", told(&token.what))),
-            Event::Request(request) => say(&format!("   proxy     {}", summed_up(request))),
+            Event::Request(request) => say(&format!("   proxy     {}", summed_up(request, self.at_hand))),
         }
+        // Nothing happened to a token since the last request: it was in memory.
+        self.at_hand = matches!(event, Event::Request(_));
     }
 }
 
@@ -207,9 +212,9 @@ fn told(what: &TokenChange) -> String {
     }
 }
 
-fn summed_up(request: &events::Request) -> String {
+fn summed_up(request: &events::Request, at_hand: bool) -> String {
     let retried = if request.retried { ", sent twice" } else { "" };
-    let token = if request.token.as_millis() == 0 { ", token from memory" } else { "" };
+    let token = if at_hand && request.provider.is_some() { ", token from memory" } else { "" };
     let took = request.took.as_secs_f64() * 1000.0;
     let status = request.status.map_or("nobody there".to_owned(), |status| status.as_u16().to_string());
     format!("{} {}{} -> {status}{retried}{token}, {took:.1} ms", request.method, request.authority, request.path)
