@@ -1,11 +1,12 @@
 //! Header fields that must not pass, and those that must.
 
-use crate::secret::PLACEHOLDER;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, MAX_FORWARDS, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
+
+use crate::secret::PLACEHOLDER;
 
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 /// Fields for one connection only (RFC 9110 section 7.6.1), whether Connection names them or not. The framing is
