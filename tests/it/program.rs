@@ -23,9 +23,14 @@ async fn sidecar(home: &Home) -> (Running, String) {
 /// A blind tunnel through it to a server that does nothing.
 async fn tunnel(address: &str) -> Raw {
     let idle = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = idle.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = idle.accept().await.unwrap();
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    });
     let mut tunnel =
         Raw::new(TcpStream::connect(address).await.unwrap(), Arc::new(RootCertStore::empty()), Heard::default());
-    tunnel.says(format!("CONNECT {} HTTP/1.1\r\n\r\n", idle.local_addr().unwrap())).await;
+    tunnel.says(format!("CONNECT {at} HTTP/1.1\r\n\r\n")).await;
     assert_eq!(tunnel.hears().await.status, 200);
     tunnel
 }
@@ -38,7 +43,7 @@ async fn check_prints_every_mistake_and_exits_64() {
     assert_eq!(
         ended.stderr,
         "proxy.yaml:1:9: listen: other machines could reach this address
-hint: they could use your accounts; write `127.0.0.1:3128`
+hint: they could use your accounts; write `127.0.0.1:3128`, or say with `agents` who may
 proxy.yaml:4:15: routes[0].provider: no provider is named `nope`
 hint: add it under `providers`
 "

@@ -153,20 +153,15 @@ async fn a_renewal_that_somebody_comes_to_wait_for_leaves_the_queue() {
         let key = world.connect_with_token(&format!("user{index}")).await;
         // One of them joins the other: no reason to let the next renewal leave the queue, an hour later.
         tokio::join!(world.bearer(&key), world.bearer(&key));
-        keys.push(key);
+        let refresh_token = world.stored_refresh_token(&key).await;
+        keys.push((key, refresh_token));
     }
     let mut watch = world.events.watch();
     world.server.book().delay = Duration::from_secs(9);
     pass(3301.0).await;
-    // All are under way, and most have minutes before it is their turn.
+    // All are under way, and most have minutes before it is their turn. Nothing is awaited here: time would go on.
     let called: Vec<_> = world.server.book().calls.iter().filter_map(|call| call.refresh_token.clone()).collect();
-    let mut waiting = None;
-    for key in &keys {
-        if !called.contains(&world.stored_refresh_token(key).await) {
-            waiting = Some(key);
-        }
-    }
-    let key = waiting.expect("all have called");
+    let (key, _) = keys.iter().rfind(|(_, token)| !called.contains(token)).expect("all have called");
     let rejected = world.bearer_at_once(key).await;
     world.server.revoke(&rejected);
     let asked = Instant::now();
