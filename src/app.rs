@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod child;
+mod notify;
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,14 +10,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use axum::Router;
 use tokio::net::TcpListener;
 
+use crate::admin::{self, Admin};
 use crate::ca::files::CaFiles;
 use crate::ca::{self, Ca, CaError, Outdated};
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::consent::{self, Consent};
 use crate::drain::{Drain, Drained};
 use crate::events::Events;
+use crate::links::Links;
 use crate::names::UserName;
 use crate::proxy::{self, Proxy};
 use crate::routes::{HostPattern, Routes};
@@ -24,6 +29,7 @@ use crate::store::key::{KeyError, Keyring};
 use crate::store::{Store, StoreError};
 use crate::tokens::{self, Tokens};
 use crate::upstream::{Calls, Dialer, Roots, RootsError, Upstream};
+use crate::web::{self, Guard};
 
 /// The name of the local CA in the store.
 const KEPT_CA: &str = "ca";
@@ -54,8 +60,13 @@ pub struct App {
     pub ca_files: CaFiles,
     /// What happens in it.
     pub events: Events,
+    /// Where people and their browsers reach it, if they can.
+    pub admin: Option<SocketAddr>,
     listener: TcpListener,
     proxy: Proxy,
+    tokens: Tokens,
+    pages: Option<(TcpListener, Router)>,
+    notifier: notify::Notifier,
     drain: Drain,
     deadline: Duration,
 }
@@ -69,9 +80,11 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     // For reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
-    let listener = TcpListener::bind(settings.listen).await;
-    let listener = listener.map_err(|error| AppError::Bind { address: settings.listen, error })?;
-    let address = listener.local_addr().map_err(|error| AppError::Bind { address: settings.listen, error })?;
+    let (listener, address) = bind("listen", settings.listen).await?;
+    let admin = match settings.admin {
+        Some(admin) => Some(bind("admin", admin).await?),
+        None => None,
+    };
 
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
@@ -87,29 +100,124 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
 
     let (events, drain) = (Events::default(), Drain::default());
     let dialer = Dialer::new(&roots, settings.resolve.clone())?;
-    dialer.refuse(vec![address]);
-    let servers = Arc::new(Calls::new(&roots, &settings.resolve)?);
-    let parts = tokens::Parts { store, servers, clock: clock.clone(), events: events.clone(), drain: drain.clone() };
+    let own = [Some(address), admin.as_ref().map(|(_, address)| *address)];
+    dialer.refuse(own.into_iter().flatten().collect());
+    let calls = Arc::new(Calls::new(&roots, &settings.resolve)?);
+    let (servers, webhooks) = (calls.clone(), calls);
+    let parts = tokens::Parts {
+        store: store.clone(),
+        servers,
+        clock: clock.clone(),
+        events: events.clone(),
+        drain: drain.clone(),
+    };
+    let tokens = Tokens::new(&settings.providers, parts);
+    let links = admin.as_ref().map(|(_, at)| links(settings, *at, &store));
+    let pages = admin.map(|(listener, at)| {
+        let (links, variables) =
+            (links.clone().expect("made with the listener"), agent::shown(settings, address, &ca_files));
+        let admin = Admin::new(admin::Parts {
+            tokens: tokens.clone(),
+            store: store.clone(),
+            links: links.clone(),
+            clock: clock.clone(),
+            events: events.clone(),
+            drain: drain.clone(),
+            providers: settings.providers.clone(),
+            proxy: address,
+            variables,
+        });
+        let consent = consent(settings, &tokens, &store, &links, &clock);
+        let guard = Guard::new(links.base().clone(), at.port(), settings.admin_token.clone());
+        (listener, at, guard.before(admin.router().merge(consent.router())))
+    });
+    let notifier = notify::Notifier::new(&settings.providers, webhooks, &events, &drain);
     let proxy = Proxy::new(proxy::Parts {
         routes,
         unmatched: settings.unmatched,
         ca,
-        tokens: Tokens::new(&settings.providers, parts),
+        tokens: tokens.clone(),
         upstream: Upstream::new(dialer),
         clock,
         events: events.clone(),
         drain: drain.clone(),
+        agents: settings.agents.clone(),
         user,
+        links,
         replay_limit: settings.replay_limit,
     });
-    Ok(App { address, ca_files, events, listener, proxy, drain, deadline: settings.drain })
+    let admin = pages.as_ref().map(|(_, at, _)| *at);
+    let pages = pages.map(|(listener, _, router)| (listener, router));
+    let deadline = settings.drain;
+    Ok(App { address, ca_files, events, admin, listener, proxy, tokens, pages, notifier, drain, deadline })
+}
+
+async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |error| AppError::Bind { key, address, error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// The links to the admin listener, as browsers reach it. Where others than this machine's users can reach it, or have to
+/// show who they are, a link carries a ticket.
+fn links(settings: &Settings, at: SocketAddr, store: &Store) -> Links {
+    let base = settings.public_url.clone().unwrap_or_else(|| {
+        let here = if at.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], at.port())) } else { at };
+        format!("http://{here}/").parse().expect("an address is a URL's host")
+    });
+    Links::new(base, store.clone(), settings.admin_token.is_some())
+}
+
+fn consent(settings: &Settings, tokens: &Tokens, store: &Store, links: &Links, clock: &Clock) -> Consent {
+    Consent::new(consent::Parts {
+        tokens: tokens.clone(),
+        store: store.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        providers: settings.providers.clone(),
+        return_to: settings.return_to.clone(),
+    })
+}
+
+/// What a command needs to connect and disconnect users without a sidecar.
+pub struct Desk {
+    /// Who gives grants, and where they are kept.
+    pub tokens: Tokens,
+    /// Consents that end in this process.
+    pub consent: Consent,
+    /// What is under way when the command ends.
+    pub drain: Drain,
+}
+
+/// Opens the store, made if need be, and what leads to the providers.
+///
+/// # Errors
+/// See [`AppError`].
+pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
+    let store = open_store(settings, true).await?;
+    let (clock, drain) = (Clock::system(), Drain::default());
+    let servers = Arc::new(Calls::new(&roots, &settings.resolve)?);
+    let (events, shared) = (Events::default(), store.clone());
+    let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
+    let tokens = Tokens::new(&settings.providers, parts);
+    let links = links(settings, settings.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))), &store);
+    let consent = consent(settings, &tokens, &store, &links, &clock);
+    Ok(Desk { tokens, consent, drain })
 }
 
 impl App {
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { listener, proxy, drain, deadline, .. } = self;
+        let App { listener, proxy, tokens, pages, notifier, drain, deadline, .. } = self;
         let serving = tokio::spawn(async move { proxy.serve(listener).await });
+        tokio::spawn(async move { tokens.follow_store().await });
+        tokio::spawn(notifier.run());
+        if let Some((listener, router)) = pages {
+            tokio::spawn(web::serve(listener, router, drain.clone()));
+        }
         stop.await;
         let drained = drain.finish(deadline).await;
         // It ends by itself when the stop begins; what is left to wait for is its last accept.
@@ -183,6 +291,8 @@ pub enum AppError {
     /// The port is taken, or not ours to take.
     #[error("cannot listen on {address}: {error}")]
     Bind {
+        /// The key of `proxy.yaml` that says where.
+        key: &'static str,
         /// Where.
         address: SocketAddr,
         /// Why.
@@ -212,10 +322,10 @@ impl AppError {
     /// What to do about it.
     pub fn hint(&self) -> String {
         match self {
-            AppError::Bind { error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
-                "another program, perhaps another sidecar, listens there: stop it, or change `listen`".into()
+            AppError::Bind { key, error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
+                format!("another program, perhaps another sidecar, listens there: stop it, or change `{key}`")
             }
-            AppError::Bind { .. } => "change `listen` to an address of this machine".into(),
+            AppError::Bind { key, .. } => format!("change `{key}` to an address of this machine"),
             AppError::Store(error) => error.hint(),
             AppError::Key(error) => error.hint(),
             AppError::Ca(CaError::File { .. }) => "make the folder writable, or set `ca.path` to one that is".into(),

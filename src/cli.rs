@@ -3,7 +3,9 @@
 mod ca;
 mod check;
 mod completions;
+mod connect;
 mod demo;
+mod disconnect;
 mod env;
 mod exec;
 mod import;
@@ -12,6 +14,7 @@ mod status;
 mod store;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -19,11 +22,13 @@ use clap_complete::Shell;
 use crate::app::AppError;
 use crate::config::{self, ConfigError, Settings};
 use crate::names::{ProviderName, UserName};
+use crate::oauth::Provider;
 use crate::telemetry::{self, LogFormat};
 
 /// What the environment does not say is what a stranger types first.
 const AFTER_HELP: &str = "\
 Try it, with nothing to configure:   sidebearer demo
+Connect an account:                  sidebearer connect github
 Run an agent behind it:              sidebearer exec -- python agent.py
 As a sidecar of its own:             sidebearer run --config proxy.yaml
 
@@ -70,6 +75,16 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<std::ffi::OsString>,
     },
+    /// Connect an account: a user consents in their browser.
+    Connect(connect::Options),
+    /// Forget a user's grant, and revoke it at the provider.
+    Disconnect {
+        /// A provider of proxy.yaml.
+        provider: ProviderName,
+        /// Whose grant.
+        #[arg(long, default_value_t, value_name = "NAME")]
+        user: UserName,
+    },
     /// Store a refresh token that was obtained elsewhere.
     Import {
         /// A provider of proxy.yaml.
@@ -91,6 +106,9 @@ enum Command {
     Check {
         /// The URL of a call.
         url: Option<String>,
+        /// List the providers that are known by name.
+        #[arg(long, conflicts_with = "url")]
+        presets: bool,
         /// The method of the call.
         #[arg(long, default_value = "GET")]
         method: http::Method,
@@ -144,8 +162,11 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
             import::import(&settings()?, &provider, user, &refresh_token_file).await
         }
         Command::Status { json } => status::status(&settings()?, json).await,
+        Command::Connect(options) => connect::connect(&settings()?, &options).await,
+        Command::Disconnect { provider, user } => disconnect::disconnect(&settings()?, &provider, user).await,
+        Command::Check { presets: true, json, .. } => check::presets(json),
         Command::Check { url: None, .. } => check::file(&config, &settings()?),
-        Command::Check { url: Some(url), method, user, json } => {
+        Command::Check { url: Some(url), method, user, json, .. } => {
             check::call(&settings()?, &check::Call { url, method, user }, json).await
         }
         Command::Env { shell } => env::env(&settings()?, shell),
@@ -157,6 +178,21 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         }
         Command::Completions { shell } => completions::completions(shell),
     }
+}
+
+/// A provider by its name.
+fn provider<'a>(settings: &'a Settings, name: &ProviderName) -> Result<&'a Arc<Provider>, CliError> {
+    let found = settings.providers.iter().find(|provider| provider.name == *name);
+    found.ok_or_else(|| {
+        let known: Vec<_> = settings.providers.iter().map(|provider| format!("`{}`", provider.name)).collect();
+        let hint = match known.is_empty() {
+            true => {
+                "add it under `providers` in proxy.yaml; `sidebearer check --presets` lists those known by name".into()
+            }
+            false => format!("providers are {}", known.join(", ")),
+        };
+        CliError::failed(format!("no provider is named `{name}`"), hint)
+    })
 }
 
 fn load(path: &std::path::Path) -> Result<Settings, CliError> {

@@ -1,13 +1,15 @@
 //! `proxy.yaml`: reads it into domain types, or says every mistake in it, each with its line and column.
 //!
-//! In this order: the text becomes a tree that knows its places, `${..}` is replaced, the tree is decoded into structs,
-//! and those become [`Settings`]. Each step goes on after a mistake, so that one run finds them all.
+//! In this order: the text becomes a tree that knows its places, `${..}` is replaced, presets fill in what is left out,
+//! the tree is decoded into structs, and those become [`Settings`]. Each step goes on after a mistake, so that one run
+//! finds them all.
 
 mod check;
 mod decode;
 mod interpolate;
 mod leaf;
 mod locate;
+mod presets;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -21,10 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use url::Url;
 use zeroize::Zeroizing;
 
 use crate::host::Authority;
 use crate::oauth::Provider;
+use crate::proxy::caller::Agent;
 use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
 
@@ -33,6 +37,16 @@ use crate::secret::Secret;
 pub struct Settings {
     /// Where agents reach the proxy: an address of this machine only.
     pub listen: SocketAddr,
+    /// Where people and their browsers reach the sidecar, if they can.
+    pub admin: Option<SocketAddr>,
+    /// What whoever uses the admin listener has to know.
+    pub admin_token: Option<Secret>,
+    /// How browsers reach the admin listener, if not by its address: scheme, host and port.
+    pub public_url: Option<Url>,
+    /// Where a consent may send a browser back to.
+    pub return_to: Vec<Url>,
+    /// Who may use the proxy; any caller when empty.
+    pub agents: Vec<Arc<Agent>>,
     /// PEM files with further roots to trust.
     pub extra_ca_files: Vec<PathBuf>,
     /// The address to dial for an authority, instead of asking DNS.
@@ -83,6 +97,8 @@ pub fn parse(
     settings(file_name, text, false, environment)
 }
 
+pub use presets::{Preset, placeholders, presets};
+
 /// The JSON Schema of `proxy.yaml`, for editors.
 pub fn json_schema() -> serde_json::Value {
     schema::json_schema()
@@ -98,6 +114,7 @@ fn settings(
     let mut mistakes = document.repeated_keys();
     let (unreplaced, secret_variables) = interpolate::interpolate(&mut document, environment);
     mistakes.extend(unreplaced);
+    mistakes.extend(presets::fill_in(&mut document));
     let (file, undecoded) = decode::decode(&mut document);
     mistakes.extend(undecoded);
     let Some(file) = file else { return Err(ConfigError::new(mistakes)) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use tokio::sync::broadcast;
 
-use crate::names::{ProviderName, Subject};
+use crate::names::{ProviderName, Subject, UserName};
 
 /// Takes events and hands them on. A clone feeds the same watchers.
 #[derive(Clone)]
@@ -20,6 +20,23 @@ pub enum Event {
     Request(Request),
     /// A token came, went, or failed to come.
     Token(Token),
+    /// A user has to connect.
+    Missing(Missing),
+}
+
+/// A user has to connect, and how they do.
+#[derive(Debug, Clone)]
+pub struct Missing {
+    /// Whose provider.
+    pub provider: ProviderName,
+    /// What people call it.
+    pub title: String,
+    /// Who.
+    pub user: UserName,
+    /// Where.
+    pub connect_url: String,
+    /// How long a request waits for it, if one does.
+    pub wait: Option<Duration>,
 }
 
 /// A request, when its answer's head went to the agent.
@@ -35,6 +52,10 @@ pub struct Request {
     pub route: Option<String>,
     /// The provider whose token it carried.
     pub provider: Option<ProviderName>,
+    /// The agent that sent it, where agents have names.
+    pub agent: Option<String>,
+    /// For whom.
+    pub user: Option<UserName>,
     /// The status that the agent saw; none when it hung up before.
     pub status: Option<StatusCode>,
     /// The stable code of an answer of our own.
@@ -90,6 +111,8 @@ pub enum TokenChange {
         /// Whether an unexpired token goes on being used.
         serving_old: bool,
     },
+    /// The user's grant was removed.
+    Disconnected,
     /// The provider rejected it with a 401 before its time.
     Rejected {
         /// Its number in the row's history.
@@ -117,6 +140,8 @@ impl Events {
             path = ?Escaped(&event.path),
             route = event.route.as_deref(),
             provider = event.provider.as_ref().map(ProviderName::as_str),
+            agent = event.agent.as_deref(),
+            user = event.user.as_ref().map(tracing::field::debug),
             status = event.status.map(|status| status.as_u16()),
             code = event.code,
             retried = event.retried,
@@ -144,11 +169,24 @@ impl Events {
             TokenChange::Failed { cause, code, error, serving_old } => {
                 tracing::warn!(%provider, %subject, cause, code, error, serving_old, "no new token")
             }
+            TokenChange::Disconnected => tracing::info!(%provider, %subject, "disconnected"),
             TokenChange::Rejected { generation } => {
                 tracing::info!(%provider, %subject, generation, "token rejected with 401")
             }
         }
         self.show(|| Event::Token(event));
+    }
+
+    /// Logs that a user has to connect, and shows it to the watchers.
+    pub fn missing(&self, event: Missing) {
+        tracing::warn!(
+            provider = %event.provider,
+            user = ?event.user,
+            connect_url = event.connect_url,
+            waits_s = event.wait.map(|wait| wait.as_secs()),
+            "a user has to connect"
+        );
+        self.show(|| Event::Missing(event));
     }
 
     fn show(&self, event: impl FnOnce() -> Event) {

@@ -8,8 +8,8 @@
 //! | 2 | [`cli`] with a file per subcommand |
 //! | 3 | [`app`]: settings to bound sockets to running; the order of start and stop |
 //! | 4 | [`config`]: YAML to domain types |
-//! | 5 | [`proxy`]: one request, from the agent's bytes to the upstream and back |
-//! | 6 | [`tokens`]: `bearer(key)`, `renew(key, rejected)` |
+//! | 5 | [`proxy`], [`consent`], [`admin`]: one request, from the agent's bytes to the upstream and back; a user's consent; the dashboard and its API |
+//! | 6 | [`tokens`], [`connections`], [`links`], [`web`]: `bearer(key)`, `renew(key, rejected)`; who is connected; the links to a consent; what guards every page |
 //! | 7 | [`ca`], [`upstream`], [`store`] |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
@@ -26,14 +26,18 @@
 //! tokens.bearer: fresh -> done | own task: turn -> recheck -> store -> oauth::grant -> upstream -> oauth::wire -> store
 //! ```
 
+pub mod admin;
 pub mod app;
 pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
+pub mod consent;
 pub mod drain;
 pub mod events;
 pub mod host;
+pub mod links;
 pub mod names;
 pub mod oauth;
 pub mod proxy;
@@ -43,3 +47,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tokens;
 pub mod upstream;
+pub mod web;

@@ -2,9 +2,11 @@
 
 mod admit;
 mod body;
+pub mod caller;
 mod forward;
 mod headers;
 mod intercept;
+mod missing;
 mod reject;
 mod target;
 mod tunnel;
@@ -31,11 +33,14 @@ use crate::clock::Clock;
 use crate::drain::Drain;
 use crate::events::{self, Events};
 use crate::host::Authority;
+use crate::links::Links;
 use crate::names::{ProviderName, UserName};
 use crate::routes::{Routes, Unmatched};
 use crate::tokens::Tokens;
 use crate::upstream::{Origin, Upstream};
 use body::{Budget, ResponseBody};
+use caller::{Agent, Caller, Door};
+use missing::Missing;
 use reject::Reject;
 use target::Target;
 
@@ -72,14 +77,20 @@ pub struct Parts {
     pub events: Events,
     /// What ends the connections.
     pub drain: Drain,
-    /// For whom callers act.
+    /// Who may send requests; any caller when there are none.
+    pub agents: Vec<Arc<Agent>>,
+    /// For whom callers act, where there are no agents.
     pub user: UserName,
+    /// Where users are sent to connect, if they can.
+    pub links: Option<Links>,
     /// How many bytes of a body are kept for a second try.
     pub replay_limit: usize,
 }
 
 struct Inner {
     parts: Parts,
+    door: Door,
+    missing: Missing,
     budget: Budget,
     /// How this process names itself in `Via`; another Sidebearer has another name.
     pseudonym: headers::Pseudonym,
@@ -93,13 +104,22 @@ enum Arrival {
     /// On the proxy port.
     Proxy,
     /// Inside a CONNECT that is answered here.
-    Tunnel(Arc<Origin>),
+    Tunnel(Arc<Tunnel>),
+}
+
+/// A CONNECT that is answered here.
+struct Tunnel {
+    origin: Arc<Origin>,
+    /// Who opened it: nothing inside says who sends it, whatever it says.
+    caller: Caller,
 }
 
 impl Proxy {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
         let inner = Inner {
+            door: Door::new(parts.agents.clone(), parts.user.clone()),
+            missing: Missing::default(),
             parts,
             budget: Budget::default(),
             pseudonym: headers::Pseudonym::random(),
@@ -210,15 +230,21 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Reject> {
         admit::check(&request, &self.inner.pseudonym)?;
-        let origin = match arrival {
-            Arrival::Tunnel(origin) => {
-                target::agrees(&request, &origin.authority)?;
-                origin
+        let (origin, caller) = match arrival {
+            Arrival::Tunnel(tunnel) => {
+                record.caller(&tunnel.caller);
+                target::agrees(&request, &tunnel.origin.authority)?;
+                (tunnel.origin.clone(), tunnel.caller.clone())
             }
-            Arrival::Proxy => match Target::of(&request)? {
-                Target::Connect(authority) => return self.connect(request, authority, record).await,
-                Target::Plain(authority) => Arc::new(self.plain(authority)?),
-            },
+            Arrival::Proxy => {
+                let target = Target::of(&request)?;
+                let caller = self.inner.door.admit(request.headers()).await?;
+                record.caller(&caller);
+                match target {
+                    Target::Connect(authority) => return self.connect(request, authority, caller, record).await,
+                    Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller),
+                }
+            }
         };
         if *request.method() == Method::TRACE {
             return Err(Reject::Trace);
@@ -226,7 +252,7 @@ impl Proxy {
         if headers::is_last_hop(&mut request) {
             return Ok(reject::options_answer());
         }
-        forward::forward(self, request, &origin, record).await
+        forward::forward(self, request, &origin, &caller, record).await
     }
 
     /// A routed host is answered here; any other is tunnelled or refused.
@@ -234,12 +260,13 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         authority: Authority,
+        caller: Caller,
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Reject> {
         if self.parts().routes.claims(&authority) {
             // The requests inside are what is logged.
             record.quiet = true;
-            return Ok(intercept::open(self, request, authority));
+            return Ok(intercept::open(self, request, authority, caller));
         }
         match self.parts().unmatched {
             Unmatched::Deny => Err(Reject::Unmatched),
@@ -304,6 +331,8 @@ struct Record {
     path: String,
     route: Option<String>,
     provider: Option<ProviderName>,
+    agent: Option<String>,
+    user: Option<UserName>,
     status: Option<StatusCode>,
     code: Option<&'static str>,
     retried: bool,
@@ -315,7 +344,7 @@ struct Record {
 impl Record {
     fn of(request: &Request<Incoming>, arrival: &Arrival, events: &Events) -> Self {
         let authority = match arrival {
-            Arrival::Tunnel(origin) => origin.authority.to_string(),
+            Arrival::Tunnel(tunnel) => tunnel.origin.authority.to_string(),
             // Whatever stands before an `@` may be a password.
             Arrival::Proxy => request.uri().authority().map_or("", |authority| authority.as_str()).to_owned(),
         };
@@ -328,6 +357,8 @@ impl Record {
             path: request.uri().path().to_owned(),
             route: None,
             provider: None,
+            agent: None,
+            user: None,
             status: None,
             code: None,
             retried: false,
@@ -335,6 +366,11 @@ impl Record {
             token: Duration::ZERO,
             quiet: false,
         }
+    }
+
+    fn caller(&mut self, caller: &Caller) {
+        self.agent = caller.agent().map(str::to_owned);
+        self.user = Some(caller.user.clone());
     }
 
     fn finish(mut self, status: StatusCode) {
@@ -354,6 +390,8 @@ impl Drop for Record {
             path: std::mem::take(&mut self.path),
             route: self.route.take(),
             provider: self.provider.take(),
+            agent: self.agent.take(),
+            user: self.user.take(),
             status: self.status,
             code: self.code.or(gone),
             retried: self.retried,

@@ -6,6 +6,7 @@ mod sqlite;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -13,11 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use tempfile::TempPath;
 use tokio::time::Instant;
 
 use self::key::{KeyId, Keyring};
+use self::seal::Place;
 use self::sqlite::Database;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
@@ -31,6 +35,7 @@ pub struct Store {
 
 struct Inner {
     database: Mutex<Database>,
+    keys: Keyring,
     leases: PathBuf,
 }
 
@@ -51,6 +56,8 @@ pub struct Row {
     pub access: Option<Access>,
     /// What was granted, if that is not what was asked for.
     pub granted_scopes: Option<Vec<String>>,
+    /// Scopes that the user has consented to besides those of the target, sorted.
+    pub further_scopes: Vec<String>,
     /// Whether it can be renewed.
     pub state: State,
     /// Set while a refresh token may be on its way to the provider (SEMANTICS C12, C14).
@@ -59,6 +66,26 @@ pub struct Row {
     pub renewed_at: Option<SystemTime>,
     /// When this row was written.
     pub stored_at: SystemTime,
+}
+
+impl Row {
+    /// The first row of a grant that can be renewed, and of which nothing else is known yet.
+    pub fn new(provider: ProviderName, subject: Subject, target: Target, stored_at: SystemTime) -> Self {
+        Self {
+            provider,
+            subject,
+            generation: 1,
+            target,
+            refresh_token: None,
+            access: None,
+            granted_scopes: None,
+            further_scopes: Vec::new(),
+            state: State::Connected,
+            intent: None,
+            renewed_at: None,
+            stored_at,
+        }
+    }
 }
 
 /// An access token and its time.
@@ -109,6 +136,39 @@ pub enum Put {
     Gone,
 }
 
+/// What was in a grant that is no longer there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// What renewed it.
+    pub refresh_token: Option<Secret>,
+    /// The token in use.
+    pub access_token: Option<Secret>,
+}
+
+/// A consent that has begun in a browser and not ended (RFC 6749 section 4.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// SHA-256 of its `state`: what a stolen copy of the store holds finishes nothing.
+    pub id: [u8; 32],
+    /// Everything about it, in the words of whoever began it.
+    pub content: Secret,
+    /// When it ends.
+    pub expires_at: SystemTime,
+}
+
+/// What became of a [`Store::take_flow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// It was there, and nobody else gets it any more.
+    Flow(Flow),
+    /// It was taken before: by a second click, or by somebody who has seen the address.
+    Again(Flow),
+    /// It was there, and has ended.
+    Expired,
+    /// There is none.
+    No,
+}
+
 /// One entry of [`Store::grants`].
 pub type Listed = (ProviderName, Subject, Result<Row, StoreError>);
 
@@ -128,10 +188,10 @@ impl Store {
     pub async fn open(path: &Path, keys: Keyring, create: bool) -> Result<Store, StoreError> {
         let path = path.to_owned();
         blocking(move || {
-            let database = Database::open(&path, keys, create)?;
+            let database = Database::open(&path, keys.clone(), create)?;
             let leases = database.directory().join("leases");
             make_directory(&leases).map_err(|error| StoreError::io(&leases, error))?;
-            Ok(Store { inner: Arc::new(Inner { database: Mutex::new(database), leases }) })
+            Ok(Store { inner: Arc::new(Inner { database: Mutex::new(database), keys, leases }) })
         })
         .await
     }
@@ -167,15 +227,67 @@ impl Store {
         self.run(move |database| database.put(&row, previous)).await
     }
 
-    /// Removes a grant, whatever its state; whether there was one.
+    /// Writes `row` in place of whatever is there, with a generation that no grant of this user has had before. Gives
+    /// that generation; the row's own does not count. It is durable when this returns.
     ///
-    /// A later grant must not reuse its generations: a renewal that is still under way would take it for its own.
+    /// # Errors
+    /// When it cannot be written; then nothing was.
+    pub async fn replace(&self, row: Row) -> Result<u64, StoreError> {
+        self.run(move |database| database.replace(&row)).await
+    }
+
+    /// Removes a grant, whatever its state, and gives what was there. A value in it that does not open is no reason to
+    /// keep it: it is left out.
+    ///
+    /// Its generation is remembered, so that no later grant reuses it: a renewal that is still under way would take
+    /// that one for its own.
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub async fn remove(&self, provider: &ProviderName, subject: &Subject) -> Result<bool, StoreError> {
+    pub async fn remove(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Removed>, StoreError> {
         let (provider, subject) = (provider.clone(), subject.clone());
         self.run(move |database| database.remove(&provider, &subject)).await
+    }
+
+    /// The generation of every grant: what has changed since, at a glance.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn generations(&self) -> Result<HashMap<(ProviderName, Subject), u64>, StoreError> {
+        self.run(|database| database.generations()).await
+    }
+
+    /// Keeps a flow until it ends. At most `most` are kept: the oldest make room.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn put_flow(&self, flow: Flow, most: usize, now: SystemTime) -> Result<(), StoreError> {
+        self.run(move |database| database.put_flow(&flow, most, now)).await
+    }
+
+    /// Takes a flow, once: of any number at the same moment, one gets it.
+    ///
+    /// # Errors
+    /// When the store cannot be used.
+    pub async fn take_flow(&self, id: [u8; 32], now: SystemTime) -> Result<Taken, StoreError> {
+        self.run(move |database| database.take_flow(&id, now)).await
+    }
+
+    /// Seals a text for `purpose`, as a word that goes into a URL. Only the keys of this store open it.
+    ///
+    /// # Errors
+    /// Where the machine has no randomness.
+    pub fn stamp(&self, purpose: &str, text: &str) -> Result<String, StoreError> {
+        let place = Place { provider: "", subject: "", column: purpose };
+        let sealed = seal::seal(&self.inner.keys, place, &Secret::new(text));
+        let sealed = sealed.map_err(|error| StoreError::Io { path: PathBuf::new(), error: error.into() })?;
+        Ok(BASE64_URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// What [`Store::stamp`] sealed for the same purpose.
+    pub fn stamped(&self, purpose: &str, word: &str) -> Option<Secret> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(word).ok()?;
+        seal::open(&self.inner.keys, Place { provider: "", subject: "", column: purpose }, &sealed).ok()
     }
 
     /// Notes durably that the refresh token of `generation` is about to be redeemed (SEMANTICS C12).
@@ -432,7 +544,7 @@ async fn blocking<T: Send + 'static>(
 /// A file name for any pair of names: they may hold slashes, dots, and 1 KiB of anything.
 fn lease_name(provider: &ProviderName, subject: &Subject) -> String {
     let pair = seal::join(&[provider.as_str().as_bytes(), subject.as_str().as_bytes()]);
-    Sha256::digest(&pair).iter().map(|byte| format!("{byte:02x}")).collect()
+    sqlite::hex(&Sha256::digest(&pair))
 }
 
 /// Lock files stay: one that is removed while another process opens it would be locked twice.

@@ -4,6 +4,8 @@
 //! own that no agent can cancel, everyone who needs it waits for that one task, and a rotated refresh token is durable
 //! before its access token is handed to anyone.
 
+mod grants;
+mod known;
 mod refresh;
 mod schedule;
 mod slot;
@@ -19,7 +21,7 @@ use dashmap::DashMap;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use http::HeaderValue;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use url::Url;
 
 use crate::clock::Clock;
@@ -27,16 +29,16 @@ use crate::drain::Drain;
 use crate::events::{self, Events, TokenChange};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::grant::TokenRequest;
-use crate::oauth::{Endpoint, Grant, Provider, Target};
+use crate::oauth::wire::BODY_LIMIT;
+use crate::oauth::{Grant, Provider, Target};
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::upstream::{CallError, Calls, Reply};
+use known::{Known, Turns};
 use slot::{Slot, State};
 
-/// At most this many calls at once to one token endpoint.
-const CALLS_AT_ONCE: usize = 4;
-/// Of those, for renewals that nobody waits for.
-const AHEAD_AT_ONCE: usize = 3;
+pub use grants::{Authorizer, GrantError, Granted, Proof};
+pub use known::Revocation;
 
 /// All tokens. A clone shares them.
 #[derive(Clone)]
@@ -53,21 +55,6 @@ struct Inner {
     events: Events,
     drain: Drain,
     schedule: schedule::Schedule,
-}
-
-/// A provider, and what is shared by all its tokens.
-struct Known {
-    provider: Arc<Provider>,
-    target: Arc<Target>,
-    turns: Arc<Turns>,
-    /// Where its token endpoint is, once discovered.
-    endpoint: tokio::sync::OnceCell<Url>,
-}
-
-/// Who may call a token endpoint now (SEMANTICS C15).
-struct Turns {
-    all: Semaphore,
-    ahead: Semaphore,
 }
 
 /// Which token: for whom, from whom, good for what. Never a joined string (SEMANTICS C4).
@@ -95,23 +82,19 @@ pub struct Bearer {
 
 /// Authorization servers, as something to call. [`Calls`] is the one that uses the network.
 pub trait Servers: Send + Sync + 'static {
-    /// Sends a token request.
-    fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>>;
+    /// Sends a request of a client: for a token, or about one.
+    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>>;
     /// Gets a metadata document.
     fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>>;
 }
 
 impl Servers for Calls {
-    fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
-        async move {
-            let limit = crate::oauth::wire::BODY_LIMIT;
-            self.post(&request.url, request.authorization.as_ref(), &request.body, limit).await
-        }
-        .boxed()
+    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
+        async move { Calls::post(self, &request, BODY_LIMIT).await }.boxed()
     }
 
     fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>> {
-        async move { self.get(&url, crate::oauth::wire::BODY_LIMIT).await }.boxed()
+        async move { self.get(&url, BODY_LIMIT).await }.boxed()
     }
 }
 
@@ -171,6 +154,15 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    fn not_connected(key: &Key) -> Self {
+        TokenError::NotConnected { provider: key.provider.clone(), subject: key.subject.clone() }
+    }
+
+    /// Whether only the user can mend it, by granting access.
+    pub fn is_for_the_user(&self) -> bool {
+        matches!(self, TokenError::NotConnected { .. } | TokenError::Reauthorize { .. })
+    }
+
     /// A stable name for logs and answers.
     pub fn code(&self) -> &'static str {
         match self {
@@ -231,15 +223,11 @@ type Flight = Shared<oneshot::Receiver<Result<Bearer, TokenError>>>;
 impl Tokens {
     /// Tokens for these providers, none of them fetched yet. Must be called within a tokio runtime.
     pub fn new(providers: &[Arc<Provider>], parts: Parts) -> Self {
-        let mut turns: HashMap<Endpoint, Arc<Turns>> = HashMap::new();
+        let mut turns: HashMap<Option<Url>, Arc<Turns>> = HashMap::new();
         let known = |provider: &Arc<Provider>| {
-            let turns = turns.entry(provider.endpoint.clone());
-            let known = Known {
-                provider: provider.clone(),
-                target: Arc::new(provider.target.clone()),
-                turns: turns.or_default().clone(),
-                endpoint: tokio::sync::OnceCell::new(),
-            };
+            // Two clients of one server share its turns.
+            let server = provider.endpoints.token.as_ref().or(provider.endpoints.issuer.as_ref()).cloned();
+            let known = Known::new(provider.clone(), turns.entry(server).or_default().clone());
             (provider.name.clone(), Arc::new(known))
         };
         let providers = providers.iter().map(known).collect();
@@ -262,7 +250,7 @@ impl Tokens {
         let known = self.inner.providers.get(provider)?;
         let subject = match known.provider.grant {
             Grant::ClientCredentials => Subject::Client,
-            Grant::RefreshToken => Subject::User(user.clone()),
+            Grant::RefreshToken | Grant::AuthorizationCode => Subject::User(user.clone()),
         };
         Some(Key { provider: provider.clone(), subject, target: known.target.clone() })
     }
@@ -360,12 +348,6 @@ impl Tokens {
     }
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self { all: Semaphore::new(CALLS_AT_ONCE), ahead: Semaphore::new(AHEAD_AT_ONCE) }
-    }
-}
-
 impl Inner {
     fn slot(&self, key: &Key) -> Arc<Slot> {
         if let Some(slot) = self.slots.get(key) {
@@ -405,7 +387,8 @@ impl Inner {
         let now = self.clock.now();
         let mut state = slot.lock();
         let repeated = outcome.as_ref().is_err_and(|error| state.is_known(error));
-        let settled = state.settle(now, cause, outcome);
+        let not_connected = TokenError::not_connected(&slot.key);
+        let settled = state.settle(now, cause, outcome, not_connected);
         let (next, serving_old) = (state.next_renewal(now), state.has_usable(now));
         drop(state);
         if let Some(at) = next {
@@ -422,7 +405,11 @@ impl Inner {
     }
 
     fn tell(&self, key: &Key, what: TokenChange) {
-        self.events.token(events::Token { provider: key.provider.clone(), subject: key.subject.clone(), what });
+        self.tell_of((key.provider.clone(), key.subject.clone()), what);
+    }
+
+    fn tell_of(&self, (provider, subject): (ProviderName, Subject), what: TokenChange) {
+        self.events.token(events::Token { provider, subject, what });
     }
 }
 

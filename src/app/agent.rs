@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::ca::files::{CaFiles, TRUSTSTORE_PASSWORD};
-use crate::host::Host;
-use crate::routes::Routes;
+use crate::config::{self, Settings};
+use crate::oauth::Provider;
+use crate::routes::{Action, Routes};
 use crate::secret::PLACEHOLDER;
 
 /// Where clients look for a proxy. With a scheme: several of them refuse `host:port`.
@@ -30,10 +31,6 @@ const REPLACING: [&str; 12] = [
 const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 const LOOPBACK: &str = "localhost,127.0.0.1,::1";
-/// Programs that do not start without a key, and the host that the key is for.
-const PLACEHOLDERS: [(&str, &str); 3] =
-    [("OPENAI_API_KEY", "api.openai.com"), ("ANTHROPIC_API_KEY", "api.anthropic.com"), ("GH_TOKEN", "api.github.com")];
-
 /// A variable and its value.
 pub type Variable = (String, String);
 
@@ -53,10 +50,30 @@ pub fn variables(proxy: SocketAddr, files: &CaFiles, inherited: &dyn Fn(&str) ->
 }
 
 /// Placeholders for keys that programs insist on, where the agent has none of its own and the host is routed.
-pub fn placeholders(routes: &Routes, inherited: &dyn Fn(&str) -> Option<String>) -> Vec<Variable> {
-    let routed = |host: &str| host.parse::<Host>().is_ok_and(|host| routes.names(&host));
-    let wanted = PLACEHOLDERS.iter().filter(|(name, host)| inherited(name).is_none() && routed(host));
-    wanted.map(|(name, _)| ((*name).to_owned(), PLACEHOLDER.to_owned())).collect()
+pub fn placeholders(settings: &Settings, inherited: &dyn Fn(&str) -> Option<String>) -> Vec<Variable> {
+    let routed = |provider: &Provider| {
+        let action = Action::Authenticate(provider.name.clone());
+        settings.routes.iter().any(|route| route.action == action)
+    };
+    let of_providers = settings.providers.iter().filter(|provider| routed(provider));
+    let mut names: Vec<String> = of_providers.flat_map(|provider| provider.placeholders.iter().cloned()).collect();
+    names.extend(config::placeholders(&Routes::new(settings.routes.iter().cloned())));
+    names.sort();
+    names.dedup();
+    names.retain(|name| inherited(name).is_none());
+    names.into_iter().map(|name| (name, PLACEHOLDER.to_owned())).collect()
+}
+
+/// The variables as an operator copies them: from nobody's environment, and with a secret to be filled in where agents
+/// have them.
+pub fn shown(settings: &Settings, proxy: SocketAddr, files: &CaFiles) -> Vec<Variable> {
+    let mut all = variables(proxy, files, &|_| None);
+    if !settings.agents.is_empty() {
+        for (_, value) in all.iter_mut().filter(|(name, _)| PROXY.contains(&name.as_str())) {
+            *value = format!("http://USER:SECRET@{proxy}");
+        }
+    }
+    all
 }
 
 /// wget built on GnuTLS takes its roots from its configuration only, so it gets one, with the user's own before.

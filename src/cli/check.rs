@@ -8,12 +8,13 @@ use serde_json::json;
 use url::Url;
 
 use super::CliError;
-use super::status::Line;
+use super::status::words;
 use crate::app;
-use crate::config::Settings;
+use crate::config::{self, Settings};
+use crate::connections::Connection;
 use crate::host::Authority;
 use crate::names::{Subject, UserName};
-use crate::oauth::{Endpoint, Grant, Provider};
+use crate::oauth::{Grant, Provider};
 use crate::routes::{Action, Route, Routes, Unmatched};
 
 /// A call that somebody asks about.
@@ -43,6 +44,32 @@ pub(super) fn file(path: &Path, settings: &Settings) -> Result<u8, CliError> {
             },
         };
         anstream::println!("  {}:{}{}  ->  {grants}", route.host, route.port, narrowed(route));
+    }
+    Ok(0)
+}
+
+/// Lists the providers that are known by name.
+pub(super) fn presets(as_json: bool) -> Result<u8, CliError> {
+    let presets = config::presets();
+    if as_json {
+        let all: Vec<_> = presets
+            .iter()
+            .map(|p| {
+                json!({ "name": p.name, "title": p.title, "hosts": p.hosts, "device": p.device,
+                    "revocation": p.revocation, "variables": p.needs, "placeholders": p.placeholders })
+            })
+            .collect();
+        anstream::println!("{:#}", serde_json::Value::Array(all));
+        return Ok(0);
+    }
+    let width = presets.iter().map(|preset| preset.name.len()).max().unwrap_or(0);
+    for preset in &presets {
+        let mut notes = Vec::new();
+        notes.extend(preset.device.then(|| "device flow".to_owned()));
+        notes.extend(preset.revocation.then(|| "revocation".to_owned()));
+        notes.extend((!preset.needs.is_empty()).then(|| format!("needs variables: {}", preset.needs.join(", "))));
+        let notes = if notes.is_empty() { String::new() } else { format!("  ({})", notes.join("; ")) };
+        anstream::println!("{:width$}  {}{notes}", preset.name, preset.hosts.join(", "));
     }
     Ok(0)
 }
@@ -119,34 +146,41 @@ async fn routed(settings: &Settings, route: &Route, call: &Call) -> Result<Verdi
     };
     let subject = match provider.grant {
         Grant::ClientCredentials => Subject::Client,
-        Grant::RefreshToken => Subject::User(call.user.clone()),
+        Grant::RefreshToken | Grant::AuthorizationCode => Subject::User(call.user.clone()),
     };
     verdict.push(("outcome", "sent with a bearer token".into()));
     verdict.push(("credential", credential(provider, &subject)));
     verdict.push(("why", format!("it is the most specific route for the host{}", narrowed(route))));
-    verdict.push(("grant", grant(settings, provider, subject).await?));
+    verdict.push(("grant", grant(settings, provider, subject, &call.user).await?));
     Ok(verdict)
 }
 
 fn credential(provider: &Provider, subject: &Subject) -> String {
-    let from = match &provider.endpoint {
-        Endpoint::Token(url) => url.to_string(),
-        Endpoint::Issuer(url) => format!("the token endpoint of {url}"),
+    let from = match (&provider.endpoints.token, &provider.endpoints.issuer) {
+        (Some(url), _) => url.to_string(),
+        (None, Some(issuer)) => format!("the token endpoint of {issuer}"),
+        (None, None) => "nowhere".to_owned(),
     };
     match subject {
         Subject::Client => format!("{}: the client's own, by client credentials from {from}", provider.name),
-        Subject::User(user) => format!("{}: that of `{user}`, by refresh token from {from}", provider.name),
+        Subject::User(user) => format!("{}: that of `{user}`, from {from}", provider.name),
     }
 }
 
 /// What the store holds for it. No store yet is no mistake here.
-async fn grant(settings: &Settings, provider: &Provider, subject: Subject) -> Result<String, CliError> {
+async fn grant(
+    settings: &Settings,
+    provider: &Provider,
+    subject: Subject,
+    user: &UserName,
+) -> Result<String, CliError> {
+    let now = SystemTime::now();
     let Ok(store) = app::open_store(settings, false).await else {
-        return Ok(Line::without_grant(provider).words());
+        return Ok(words(&Connection::without_grant(provider, user), now));
     };
     Ok(match store.grant(&provider.name, &subject).await? {
-        Some(row) => Line::of(provider.name.clone(), subject, Ok(row), SystemTime::now()).words(),
-        None => Line::without_grant(provider).words(),
+        Some(row) => words(&Connection::of(Some(provider), provider.name.clone(), subject, Ok(row)), now),
+        None => words(&Connection::without_grant(provider, user), now),
     })
 }
 

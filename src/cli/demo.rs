@@ -187,6 +187,10 @@ impl Story {
 
     fn show(&mut self, event: &Event) {
         match event {
+            Event::Missing(missing) => say(&format!(
+                "   user      `{}` has to connect {}: {}",
+                missing.user, missing.title, missing.connect_url
+            )),
             Event::Token(token) => say(&format!("   token     {}", told(&token.what))),
             Event::Request(request) => say(&format!("   proxy     {}", summed_up(request, self.at_hand))),
         }
@@ -208,6 +212,7 @@ fn told(what: &TokenChange) -> String {
         }
         TokenChange::Adopted { generation } => format!("number {generation} found in the store"),
         TokenChange::Failed { error, .. } => format!("none: {error}"),
+        TokenChange::Disconnected => "disconnected".to_owned(),
         TokenChange::Rejected { generation } => format!("number {generation} was answered with 401"),
     }
 }

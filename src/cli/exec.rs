@@ -9,11 +9,10 @@ use crate::app::{self, Authority, Options, child};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::names::UserName;
-use crate::routes::Routes;
 
 /// Runs a command with the variables that bring it under the proxy, and gives its exit code.
 pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString]) -> Result<u8, CliError> {
-    let settings = Settings { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..settings };
+    let settings = private(settings);
     let folder = tempfile::Builder::new().prefix("sidebearer-").tempdir();
     let folder = folder.map_err(|error| {
         CliError::failed(
@@ -26,7 +25,7 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
 
     let inherited = |name: &str| std::env::var(name).ok();
     let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
-    variables.extend(agent::placeholders(&Routes::new(settings.routes.iter().cloned()), &inherited));
+    variables.extend(agent::placeholders(&settings, &inherited));
     variables.extend(agent::wgetrc(folder.path(), &app.ca_files.bundle));
 
     let (ended, stop) = tokio::sync::oneshot::channel::<()>();
@@ -38,4 +37,12 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
     // A renewal that is under way must still become durable.
     let _ = sidecar.await;
     Ok(code?)
+}
+
+/// As one command needs it: on free ports of this machine, and for whoever has started it. Its pages are there for the
+/// links that a missing grant brings.
+fn private(settings: Settings) -> Settings {
+    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let admin = settings.admin.map(|_| free);
+    Settings { listen: free, admin, admin_token: None, public_url: None, agents: Vec::new(), ..settings }
 }

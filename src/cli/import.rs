@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::{Grant, Provider};
 use crate::secret::Secret;
-use crate::store::{Put, Row, State};
+use crate::store::Row;
 
 /// A refresh token longer than this is none.
 const MOST: u64 = 64 << 10;
@@ -27,39 +27,17 @@ pub(super) async fn import(
     let refresh_token = read(from)?;
     let store = app::open_store(settings, true).await?;
     let subject = Subject::User(user);
-    loop {
-        let old = store.grant(name, &subject).await?;
-        let previous = old.as_ref().map(|row| row.generation);
-        let row = Row {
-            provider: name.clone(),
-            subject: subject.clone(),
-            generation: previous.map_or(1, |generation| generation + 1),
-            target: provider.target.clone(),
-            refresh_token: Some(refresh_token.clone()),
-            access: None,
-            granted_scopes: None,
-            state: State::Connected,
-            intent: None,
-            renewed_at: None,
-            stored_at: SystemTime::now(),
-        };
-        // A sidecar may renew the old grant at this moment; then this one comes after it.
-        if store.put(row, previous).await? == Put::Done {
-            break;
-        }
-    }
+    let row = Row::new(name.clone(), subject.clone(), provider.target.clone(), SystemTime::now());
+    // A sidecar may renew the old grant at this moment; then this one comes after it.
+    store.replace(Row { refresh_token: Some(refresh_token), ..row }).await?;
     anstream::println!("stored the refresh token of `{subject}` for `{name}`; the next call uses it");
     Ok(0)
 }
 
 fn find<'a>(settings: &'a Settings, name: &ProviderName) -> Result<&'a Provider, CliError> {
-    let Some(provider) = settings.providers.iter().find(|provider| provider.name == *name) else {
-        let known: Vec<_> = settings.providers.iter().map(|provider| format!("`{}`", provider.name)).collect();
-        let hint = format!("providers are {}", known.join(", "));
-        return Err(CliError::failed(format!("no provider is named `{name}`"), hint));
-    };
+    let provider = super::provider(settings, name)?;
     match provider.grant {
-        Grant::RefreshToken => Ok(provider),
+        Grant::RefreshToken | Grant::AuthorizationCode => Ok(provider),
         Grant::ClientCredentials => Err(CliError::failed(
             format!("`{name}` uses client credentials, which need no refresh token"),
             format!("write `refresh_token: {{}}` under `providers.{name}` if it is to act for users"),

@@ -15,7 +15,8 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let app = app::build(settings, options).await?;
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let (address, ca) = (app.address, app.ca_files.ca.display().to_string());
-    tracing::info!(%address, ca, routes = settings.routes.len(), "listening");
+    let admin = app.admin.map(|admin| admin.to_string());
+    tracing::info!(%address, admin, ca, routes = settings.routes.len(), "listening");
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}

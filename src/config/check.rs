@@ -1,5 +1,6 @@
 //! Turns what was decoded into domain types, and finds the mistakes that need more than one value to see.
 
+mod admin;
 mod provider;
 mod route;
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::interpolate::Environment;
-use super::leaf::{FilePath, Parsed, Size, StoreKey};
+use super::leaf::{FilePath, Parsed, RouteHost, Size, StoreKey};
 use super::locate::{Document, Spot};
 use super::schema::{self, Ca, Entries, File, Store};
 use super::{Mistake, Settings};
@@ -34,8 +35,15 @@ impl Check<'_> {
         let store = file.store.unwrap_or_default();
         let store_path = self.store_path(&top.key("store"), &store);
         let store_keys = self.store_keys(&top.key("store").key("keys"), store.keys);
+        let hosts = hosts(&file.providers);
+        let agents = self.agents(&top, file.agents);
         Settings {
-            listen: self.listen(&top.key("listen"), file.listen),
+            listen: self.listen(&top.key("listen"), file.listen, top.key("agents").is_given()),
+            admin: self.admin(&top, &file.admin, &file.admin_token),
+            admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
+            public_url: self.public_url(&top.key("public_url"), file.public_url),
+            return_to: self.return_to(&top.key("return_to"), file.return_to.unwrap_or_default()),
+            agents,
             extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
             resolve: self.resolve(&top.key("resolve"), file.resolve),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
@@ -45,7 +53,7 @@ impl Check<'_> {
             store_path,
             store_keys,
             providers: self.providers(&top.key("providers"), file.providers),
-            routes: self.routes(&top, file.routes.unwrap_or_default()),
+            routes: self.routes(&top, file.routes.unwrap_or_default(), &hosts),
             unmatched: match file.unmatched {
                 Some(schema::Unmatched::Deny) => Unmatched::Deny,
                 Some(schema::Unmatched::Tunnel) | None => Unmatched::Tunnel,
@@ -59,10 +67,13 @@ impl Check<'_> {
         self.mistakes.push(self.document.mistake(spot, what, Some(hint.into())));
     }
 
-    fn listen(&mut self, spot: &Spot<'_>, listen: Option<Parsed<SocketAddr>>) -> SocketAddr {
+    fn listen(&mut self, spot: &Spot<'_>, listen: Option<Parsed<SocketAddr>>, has_agents: bool) -> SocketAddr {
         let Some(Parsed(listen)) = listen else { return SocketAddr::from(([127, 0, 0, 1], 3128)) };
-        if !listen.ip().to_canonical().is_loopback() {
-            let hint = format!("they could use your accounts; write `127.0.0.1:{}`", listen.port());
+        if !has_agents && !listen.ip().to_canonical().is_loopback() {
+            let hint = format!(
+                "they could use your accounts; write `127.0.0.1:{}`, or say with `agents` who may",
+                listen.port()
+            );
             self.refuse(spot, "other machines could reach this address", hint);
         }
         listen
@@ -166,4 +177,11 @@ impl Check<'_> {
         let what = format!("{what}; `${{file:PATH}}` or `${{VAR}}` keeps it out");
         self.warnings.push(self.document.mistake(spot, what, None));
     }
+}
+
+/// The hosts that each provider has by itself.
+fn hosts(providers: &Option<Entries<schema::Provider>>) -> HashMap<String, Vec<RouteHost>> {
+    let providers = providers.iter().flat_map(|entries| &entries.0);
+    let with_hosts = providers.filter_map(|(name, provider)| Some((name, provider.hosts.as_ref()?)));
+    with_hosts.map(|(name, hosts)| (name.clone(), hosts.iter().map(|Parsed(host)| host.clone()).collect())).collect()
 }

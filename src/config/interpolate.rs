@@ -42,7 +42,12 @@ pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>)
 
 /// Whether what stands there is for nobody else to see.
 fn is_secret(path: &str) -> bool {
-    path.starts_with("store.keys") || path.ends_with(".client_secret") || path.contains(".params.")
+    let agents = path.starts_with("agents[") && path.ends_with(".secret");
+    path == "admin_token"
+        || agents
+        || path.starts_with("store.keys")
+        || path.ends_with(".client_secret")
+        || path.contains(".params.")
 }
 
 fn in_node(node: &mut Node, path: String, environment: Placed<'_>, refuse: &mut dyn FnMut(&Node, String, Wrong)) {

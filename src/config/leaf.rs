@@ -116,6 +116,48 @@ impl Leaf for SocketAddr {
     }
 }
 
+/// Where the admin listener is, if anywhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AdminAddress(pub Option<SocketAddr>);
+
+impl Leaf for AdminAddress {
+    const EXPECTED: &'static str = "an address and a port, as in `127.0.0.1:3129`, or `off`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|_| Wrong::Shape)
+    }
+}
+
+/// The name of an environment variable.
+#[derive(Debug, Clone)]
+pub(super) struct Variable(pub String);
+
+impl Leaf for Variable {
+    const EXPECTED: &'static str = "the name of an environment variable, as in `GH_TOKEN`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let word = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let named = word && text.bytes().next().is_some_and(|first| !first.is_ascii_digit());
+        if named { Ok(Self(text.to_owned())) } else { Err(Wrong::Shape) }
+    }
+}
+
+/// A part of a URL or host: nothing in it can end that part.
+#[derive(Debug, Clone)]
+pub(super) struct Word;
+
+impl Leaf for Word {
+    const EXPECTED: &'static str = "a word of letters, digits, `-`, `_` and `.`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if !text.is_empty() && text.bytes().all(plain) { Ok(Self) } else { Err(Wrong::Shape) }
+    }
+}
+
 /// A text that is there and has no control characters.
 #[derive(Debug, Clone)]
 pub(super) struct Text(pub String);

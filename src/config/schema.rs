@@ -16,7 +16,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
-use super::leaf::{FilePath, Parameter, Parsed, ProviderUrl, Resource, RouteHost, Scope, Size, Status, StoreKey, Text};
+use super::leaf::{
+    AdminAddress, FilePath, Parameter, Parsed, ProviderUrl, Resource, RouteHost, Scope, Size, Status, StoreKey, Text,
+    Variable, Word,
+};
 use crate::routes::PathPattern;
 use crate::secret::Secret;
 
@@ -27,6 +30,17 @@ use crate::secret::Secret;
 pub(super) struct File {
     /// Where agents reach the proxy; `127.0.0.1:3128` when left out.
     pub listen: Option<Parsed<SocketAddr>>,
+    /// Where people and their browsers reach the dashboard, consent and the admin API, or `off`; `127.0.0.1:3129` when
+    /// left out.
+    pub admin: Option<Parsed<AdminAddress>>,
+    /// What whoever uses the admin listener has to know; needed where others than this machine can reach it.
+    pub admin_token: Option<Parsed<Secret>>,
+    /// How browsers reach the admin listener, if that is not by its address.
+    pub public_url: Option<Parsed<ProviderUrl>>,
+    /// Where a consent may send a browser back to: pages, or with a final `/` everything below.
+    pub return_to: Option<Vec<Parsed<ProviderUrl>>>,
+    /// Who may use the proxy, and for whom; any caller on this machine when left out.
+    pub agents: Option<Vec<Agent>>,
     /// PEM files with further roots to trust, for upstreams and token endpoints.
     pub extra_ca_files: Option<Vec<Parsed<FilePath>>>,
     /// The address to dial for a host and port, instead of asking DNS.
@@ -45,6 +59,23 @@ pub(super) struct File {
     pub unmatched: Option<Unmatched>,
     /// Where grants are kept, sealed.
     pub store: Option<Store>,
+}
+
+/// An agent that may use the proxy.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct Agent {
+    /// What it is called in logs.
+    #[schemars(required)]
+    pub name: Option<Parsed<Text>>,
+    /// The password in its proxy credentials, of at least 16 characters.
+    #[schemars(required)]
+    pub secret: Option<Parsed<Secret>>,
+    /// For whom it may act; `["*"]` for everyone.
+    #[schemars(required)]
+    pub users: Option<Vec<Parsed<Text>>>,
+    /// Whose tokens it may use; all when left out.
+    pub providers: Option<Vec<Parsed<Text>>>,
 }
 
 /// The local certificate authority.
@@ -70,10 +101,33 @@ pub(super) struct Store {
 #[serde(deny_unknown_fields, expecting = "a mapping")]
 #[schemars(transform = with_token_url)]
 pub(super) struct Provider {
+    /// What people call it; its name when left out.
+    pub title: Option<Parsed<Text>>,
+    /// The preset whose keys fill in what is left out here, or `none`; its own name when that is a preset's.
+    #[expect(dead_code, reason = "presets read it in the document, before it is decoded")]
+    pub preset: Option<Parsed<Text>>,
+    /// Values for the `{name}`s in a preset's URLs and hosts.
+    #[expect(dead_code, reason = "presets read it in the document, before it is decoded")]
+    pub variables: Option<Entries<Parsed<Word>>>,
+    /// The hosts of a route that names this provider and no `host`.
+    pub hosts: Option<Vec<Parsed<RouteHost>>>,
+    /// Environment variables that programs insist on; `exec` sets them to a dummy.
+    pub placeholders: Option<Vec<Parsed<Variable>>>,
+    /// Where a user takes access back by hand.
+    pub manage_url: Option<Parsed<ProviderUrl>>,
     /// Where tokens come from (RFC 6749 section 3.2).
     #[serde(alias = "token_url")]
     pub token_endpoint: Option<Parsed<ProviderUrl>>,
-    /// The issuer that the token endpoint is discovered from (RFC 8414), instead of `token_endpoint`.
+    /// Where users consent (RFC 6749 section 3.1).
+    #[serde(alias = "auth_url")]
+    pub authorization_endpoint: Option<Parsed<ProviderUrl>>,
+    /// Where a device flow begins (RFC 8628 section 3.1).
+    pub device_authorization_endpoint: Option<Parsed<ProviderUrl>>,
+    /// Where tokens are given back (RFC 7009).
+    pub revocation_endpoint: Option<Parsed<ProviderUrl>>,
+    /// Where refresh tokens are redeemed, if that is not the token endpoint.
+    pub refresh_endpoint: Option<Parsed<ProviderUrl>>,
+    /// The issuer, from which the endpoints that are left out are discovered (RFC 8414).
     pub issuer: Option<Parsed<ProviderUrl>>,
     /// Allows `http` for a token endpoint or issuer on this very machine.
     pub allow_http: Option<bool>,
@@ -88,6 +142,30 @@ pub(super) struct Provider {
     pub client_credentials: Option<Grant>,
     /// Tokens for a user, from a refresh token in the store (RFC 6749 section 6).
     pub refresh_token: Option<Grant>,
+    /// Tokens for a user who consents in a browser (RFC 6749 section 4.1, with PKCE).
+    pub authorization_code: Option<Consent>,
+    /// Further parameters of the authorization request.
+    pub authorization_params: Option<Entries<Parsed<Parameter>>>,
+    /// What stands between two scopes in an authorization request; a space when left out.
+    pub scope_separator: Option<ScopeSeparator>,
+    /// The parameter that names the scopes in an authorization request; `scope` when left out.
+    pub scope_parameter: Option<Parsed<Text>>,
+    /// Scopes that every consent asks for, besides those of `authorization_code`.
+    pub required_scopes: Option<Vec<Parsed<Scope>>>,
+    /// Whether a refresh names the scopes again; `true` when left out.
+    pub scopes_on_refresh: Option<bool>,
+    /// How token requests are written; `form` when left out.
+    pub token_request: Option<TokenRequest>,
+    /// Whether token answers may be form-encoded.
+    pub form_answers: Option<bool>,
+    /// The member of a token answer that holds the tokens, if they are not at its top.
+    pub token_member: Option<Parsed<Text>>,
+    /// Values of `token_type` that mean Bearer, besides `Bearer`.
+    pub token_types: Option<Vec<Parsed<Text>>>,
+    /// `error` codes that say, as `invalid_grant` does, that a grant is dead.
+    pub dead_grant_errors: Option<Vec<Parsed<Text>>>,
+    /// What happens to a request whose user has not connected.
+    pub on_missing: Option<OnMissing>,
     /// How long before its end a token is renewed; `5m` when left out.
     pub refresh_before: Option<Parsed<Duration>>,
     /// The lifetime of a token whose provider names none; unlimited until a 401 when left out.
@@ -122,12 +200,69 @@ pub(super) struct Grant {
     pub params: Option<Entries<Parsed<Parameter>>>,
 }
 
+/// What is asked of a user, and how.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct Consent {
+    /// The scopes that a user is asked for (RFC 6749 section 3.3).
+    pub scopes: Option<Vec<Parsed<Scope>>>,
+    /// The API that the token is for, at providers that have this parameter.
+    pub audience: Option<Parsed<Text>>,
+    /// The API that the token is for (RFC 8707), or a list of them.
+    pub resource: Option<OneOrMore<Parsed<Resource>>>,
+    /// Further parameters of the token request.
+    pub params: Option<Entries<Parsed<Parameter>>>,
+    /// The one redirect URI that the provider allows, if it is not free to vary.
+    pub redirect_uri: Option<Parsed<ProviderUrl>>,
+}
+
+impl Consent {
+    /// What it has in common with the other grants.
+    pub fn split(self) -> (Grant, Option<Parsed<ProviderUrl>>) {
+        let Self { scopes, audience, resource, params, redirect_uri } = self;
+        (Grant { scopes, audience, resource, params }, redirect_uri)
+    }
+}
+
+/// What stands between two scopes in an authorization request.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+pub(super) enum ScopeSeparator {
+    /// A space, as in RFC 6749.
+    #[serde(rename = " ")]
+    Space,
+    /// A comma.
+    #[serde(rename = ",")]
+    Comma,
+}
+
+/// How token requests are written.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TokenRequest {
+    /// As a form, as in RFC 6749.
+    Form,
+    /// As JSON.
+    Json,
+}
+
+/// What happens to a request whose user has not connected.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct OnMissing {
+    /// How long it waits for the user; it is refused at once when left out.
+    pub wait: Option<Parsed<Duration>>,
+    /// Where a message with the link is posted, as JSON.
+    pub webhook: Option<Parsed<ProviderUrl>>,
+    /// A program that is run with the link as its last argument.
+    pub command: Option<Vec<Parsed<Text>>>,
+}
+
 /// Which requests get whose token.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping")]
 pub(super) struct Route {
-    /// A host name, or `*.` and a name for one label more; with a port unless it is the usual one.
-    #[schemars(required)]
+    /// A host name, or `*.` and a name for one label more; with a port unless it is the usual one. The provider's
+    /// `hosts` when left out.
     pub host: Option<Parsed<RouteHost>>,
     /// Paths, where `*` stays in a segment and a final `/**` is everything below; all when left out.
     pub paths: Option<Vec<Parsed<PathPattern>>>,
@@ -266,11 +401,13 @@ pub(super) fn json_schema() -> serde_json::Value {
     settings.into_generator().into_root_schema_for::<File>().to_value()
 }
 
-/// The other name of `token_endpoint`, which schemars does not take over from serde.
+/// The other names of two endpoints, which schemars does not take over from serde.
 fn with_token_url(schema: &mut Schema) {
     let Some(serde_json::Value::Object(keys)) = schema.get_mut("properties") else { return };
-    if let Some(endpoint) = keys.get("token_endpoint").cloned() {
-        keys.insert("token_url".to_owned(), endpoint);
+    for (name, other) in [("token_endpoint", "token_url"), ("authorization_endpoint", "auth_url")] {
+        if let Some(endpoint) = keys.get(name).cloned() {
+            keys.insert(other.to_owned(), endpoint);
+        }
     }
 }
 

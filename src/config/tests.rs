@@ -1,7 +1,7 @@
 //! What a file may say, and what is said of its mistakes.
 
 use super::*;
-use crate::oauth::{ClientAuth, Endpoint, Grant};
+use crate::oauth::{ClientAuth, Endpoints, Grant};
 use crate::routes::{Action, Retry, UpstreamHttp};
 
 /// The variables of every test.
@@ -70,7 +70,7 @@ routes:
         mistakes(text),
         "\
 proxy.yaml:1:9: listen: other machines could reach this address
-hint: they could use your accounts; write `127.0.0.1:3128`
+hint: they could use your accounts; write `127.0.0.1:3128`, or say with `agents` who may
 proxy.yaml:2:1: drian: unknown key
 hint: did you mean `drain`?
 proxy.yaml:6:16: providers.github.client_id: expected a string, found a number
@@ -141,7 +141,8 @@ store: { path: /store, keys: ['${KEY}'] }
     assert_eq!(settings.warnings, [""; 0]);
 
     let [one, two] = settings.providers.as_slice() else { panic!("{:?}", settings.providers) };
-    assert_eq!(one.endpoint, Endpoint::Issuer("https://one.test/realm".parse().unwrap()));
+    let issuer = "https://one.test/realm".parse().ok();
+    assert_eq!(one.endpoints, Endpoints { issuer, ..Endpoints::default() });
     assert_eq!(one.client_secret, Some(Secret::new("hunter2")));
     assert_eq!((one.client_auth, one.grant), (ClientAuth::Post, Grant::ClientCredentials));
     assert_eq!(one.target.scopes, ["a", "b"]);
@@ -485,11 +486,15 @@ fn a_client_proves_itself_with_what_it_has() {
 }
 
 #[test]
-fn a_provider_has_one_grant_and_one_endpoint() {
+fn a_provider_has_one_grant() {
     for (lines, expected) in [
         (&[][..], "2:3: providers.a: the grant is missing"),
         (&["refresh_token:", "client_credentials:"], "6:5: providers.a.client_credentials: a provider has one grant"),
-        (&["issuer: https://a.test", "refresh_token:"], "5:13: providers.a.issuer: `issuer` and `token_endpoint`"),
+        (
+            &["issuer: https://a.test", "refresh_token:", "authorization_code:"],
+            "7:5: providers.a.authorization_code: a provider has one grant",
+        ),
+        (&["authorization_code:"], "2:3: providers.a: `authorization_endpoint` is missing"),
     ] {
         let said = mistakes(&provider(lines));
         assert!(said.starts_with(&format!("proxy.yaml:{expected}")), "{said}");
@@ -661,7 +666,7 @@ const REFERENCE: &str = include_str!("../../proxy.yaml");
 fn the_reference_file_is_valid_as_it_stands() {
     let settings = parse("proxy.yaml", REFERENCE, &|name| (name == "HOME").then(|| "/home/ada".to_owned()));
     let settings = settings.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!((settings.providers.len(), settings.routes.len()), (2, 4));
+    assert_eq!((settings.providers.len(), settings.routes.len()), (4, 7));
     assert_eq!(settings.warnings, [""; 0]);
 }
 
@@ -697,5 +702,195 @@ fn the_schema_asks_for_what_the_reader_asks_for() {
     assert_eq!(schema["properties"]["drain"]["type"], "string");
     assert_eq!(schema["$defs"]["Provider"]["required"], serde_json::json!(["client_id"]));
     assert_eq!(schema["$defs"]["Provider"]["properties"]["token_url"]["type"], "string");
-    assert_eq!(schema["$defs"]["Route"]["required"], serde_json::json!(["host"]));
+    assert_eq!(schema["$defs"]["Agent"]["required"], serde_json::json!(["name", "secret", "users"]));
+}
+
+#[test]
+fn a_provider_that_has_users_consent_says_where_and_for_what() {
+    let text = provider(&[
+        "auth_url: https://a.test/authorize",
+        "issuer: https://a.test",
+        "title: Acme & Sons",
+        "authorization_code:",
+        "  scopes: [read]",
+        "  redirect_uri: http://127.0.0.1:8976/callback",
+        "required_scopes: [offline_access]",
+        "authorization_params: { prompt: consent }",
+        "scope_separator: ','",
+        "on_missing: { wait: 2m, webhook: 'https://chat.test/hook', command: [notify-send, Sidebearer] }",
+    ]);
+    let settings = settings(&text);
+    let acme = &settings.providers[0];
+    assert_eq!((acme.grant, acme.title.as_str()), (Grant::AuthorizationCode, "Acme & Sons"));
+    assert_eq!(acme.endpoints.authorization.as_ref().unwrap().as_str(), "https://a.test/authorize");
+    assert_eq!(acme.target.scopes, ["offline_access", "read"]);
+    assert_eq!(acme.consent.redirect_uri.as_ref().unwrap().as_str(), "http://127.0.0.1:8976/callback");
+    assert_eq!(acme.consent.params, [("prompt".to_owned(), "consent".to_owned())]);
+    assert_eq!(acme.quirks.scope_separator, ",");
+    assert_eq!((acme.on_missing.wait.as_secs(), acme.on_missing.command.len()), (120, 2));
+    assert_eq!(settings.admin.unwrap().to_string(), "127.0.0.1:3129");
+}
+
+#[test]
+fn a_consent_that_somebody_else_could_end_is_refused() {
+    // OAU-008, OAU-012
+    for (line, expected) in [
+        ("  redirect_uri: http://agent.test/callback", "with `http`, the code that comes there can be read on the way"),
+        ("  redirect_uri: https://agent.test/elsewhere", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback?x=1", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/a/b", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: javascript:alert(1)", "expected a URL, as in `https://auth.example.com/token`"),
+        ("authorization_params: { state: x }", "this parameter is set by other keys"),
+        ("authorization_params: { code_challenge_method: plain }", "this parameter is set by other keys"),
+        ("revocation_endpoint: http://a.test/revoke", "with `http`, the secrets that go there can be read on the way"),
+        (
+            "on_missing: { webhook: 'http://chat.test' }",
+            "with `http`, the secrets that go there can be read on the way",
+        ),
+        ("scope_separator: ';'", "expected one of ` `, `,`"),
+    ] {
+        let text = provider(&["authorization_endpoint: https://a.test/authorize", "authorization_code:", line]);
+        let said = mistakes(&text);
+        assert!(said.contains(expected), "{line}: {said}");
+    }
+}
+
+#[test]
+fn a_preset_fills_in_what_is_left_out() {
+    let settings = settings(
+        "providers:
+  github: { client_id: id, client_secret: '${SECRET}', authorization_code: { scopes: [repo] } }
+  work: { preset: gitlab, variables: { host: gitlab.work.test }, client_id: id, authorization_code: {} }
+  google: { token_endpoint: 'https://own.test/token', client_id: id, authorization_code: {} }
+  slack: { preset: none, token_endpoint: 'https://own.test/token', client_id: id, refresh_token: {} }
+routes:
+  - provider: github
+  - provider: work
+    paths: [/api/**]
+",
+    );
+    let [github, work, google, slack] = &settings.providers[..] else { panic!("{:?}", settings.providers) };
+    assert_eq!(github.title, "GitHub");
+    assert_eq!(github.endpoints.token.as_ref().unwrap().as_str(), "https://github.com/login/oauth/access_token");
+    assert!(github.quirks.form_answers && github.placeholders.contains(&"GH_TOKEN".to_owned()));
+    assert_eq!(work.endpoints.token.as_ref().unwrap().host_str(), Some("gitlab.work.test"));
+    assert_eq!(google.endpoints.token.as_ref().unwrap().as_str(), "https://own.test/token");
+    assert_eq!(google.endpoints.authorization.as_ref().unwrap().host_str(), Some("accounts.google.com"));
+    assert!(google.consent.params.contains(&("access_type".to_owned(), "offline".to_owned())));
+    assert_eq!((slack.title.as_str(), slack.endpoints.authorization.as_ref()), ("slack", None));
+    let routes: Vec<&str> = settings.routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(routes, ["routes[0] api.github.com", "routes[0] uploads.github.com", "routes[1] gitlab.work.test"]);
+}
+
+#[test]
+fn another_issuer_gets_none_of_a_presets_endpoints() {
+    let settings =
+        settings("providers: { gitlab: { issuer: 'https://git.own.test', client_id: id, authorization_code: {} } }\n");
+    let gitlab = &settings.providers[0];
+    assert_eq!((&gitlab.endpoints.token, &gitlab.endpoints.authorization), (&None, &None));
+    assert_eq!(gitlab.title, "GitLab");
+}
+
+#[test]
+fn what_is_wrong_with_a_preset_is_told_at_its_provider() {
+    let zendesk = "providers:\n  zendesk: { client_id: id, authorization_code: {} }\n";
+    let said = mistakes(zendesk);
+    assert!(said.starts_with("proxy.yaml:2:3: providers.zendesk: `variables.subdomain` is missing\nhint: "), "{said}");
+    let unknown = "providers:\n  a: { preset: githb, client_id: id, authorization_code: {} }\n";
+    let said = mistakes(unknown);
+    assert!(
+        said.contains("2:16: providers.a.preset: no preset is named `githb`\nhint: did you mean `github`?"),
+        "{said}"
+    );
+    // A value cannot lead a preset's URL to another host.
+    for value in ["evil.test/", "evil.test#", "a@evil.test", ""] {
+        let text = zendesk.replace("client_id", &format!("variables: {{ subdomain: '{value}' }}, client_id"));
+        assert!(mistakes(&text).contains("providers.zendesk.variables.subdomain: expected a word"), "{value}");
+    }
+}
+
+#[test]
+fn every_preset_makes_a_provider() {
+    let presets = presets();
+    assert!(presets.len() >= 25, "{}", presets.len());
+    for preset in &presets {
+        let values: String = preset.needs.iter().map(|name| format!("{name}: example.test, ")).collect();
+        // Two are there for their placeholders only.
+        let endpoints = match preset.name.as_str() {
+            "openai" | "anthropic" => "issuer: 'https://own.test', ",
+            _ => "",
+        };
+        let text = format!(
+            "providers: {{ {}: {{ {endpoints}variables: {{ {values} }}, client_id: id, client_secret: '${{SECRET}}', \
+             authorization_code: {{}} }} }}\nroutes: [{{ provider: {} }}]\n",
+            preset.name, preset.name
+        );
+        let settings =
+            parse("proxy.yaml", &text, &environment).unwrap_or_else(|error| panic!("{}: {error}", preset.name));
+        let provider = &settings.providers[0];
+        assert!(!settings.routes.is_empty() && provider.title == preset.title, "{}", preset.name);
+        for url in [&provider.endpoints.token, &provider.endpoints.authorization, &provider.endpoints.revocation] {
+            assert!(url.as_ref().is_none_or(|url| url.scheme() == "https"), "{}", preset.name);
+        }
+    }
+}
+
+#[test]
+fn agents_say_who_they_are_and_for_whom() {
+    let text = "\
+listen: 0.0.0.0:3128
+providers: { a: { token_endpoint: 'https://a.test/token', client_id: a, refresh_token: {} } }
+agents:
+  - { name: researcher, secret: '${LONG}', users: [alice, bob], providers: [a] }
+  - { name: operator, secret: '${LONGER}', users: ['*'] }
+";
+    let long = |name: &str| match name {
+        "LONG" => Some("0123456789abcdef".to_owned()),
+        "LONGER" => Some("0123456789abcdef0".to_owned()),
+        other => environment(other),
+    };
+    let settings = parse("proxy.yaml", text, &long).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settings.agents.len(), 2);
+    assert_eq!(settings.secret_variables, ["LONG", "LONGER"]);
+    let said = mistakes(
+        "\
+providers: { a: { token_endpoint: 'https://a.test/token', client_id: a, refresh_token: {} } }
+agents:
+  - { name: x, secret: short, users: [alice] }
+  - { name: x, secret: 0123456789abcdef, users: [alice, '*'], providers: [b] }
+  - { secret: 0123456789abcdef }
+  - { name: y, secret: 0123456789abcdef, users: [alice] }
+",
+    );
+    for expected in [
+        "3:24: agents[0].secret: a secret of fewer than 16 characters can be guessed",
+        "4:57: agents[1].users[1]: `*` beside other names",
+        "4:75: agents[1].providers[0]: no provider is named `b`",
+        "4:13: agents[1].name: another agent has this name",
+        "5:7: agents[2]: `name` is missing",
+        "5:7: agents[2]: `users` is missing",
+        "6:24: agents[3].secret: another agent has this secret",
+    ] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    assert!(!said.contains("0123456789abcdef"), "{said}");
+    assert!(mistakes("agents: []").contains("agents: an empty list lets nobody in"));
+}
+
+#[test]
+fn an_admin_listener_that_others_reach_asks_who_they_are() {
+    // LST-014
+    assert!(mistakes("admin: 0.0.0.0:3129").contains("1:8: admin: other machines could reach this address"));
+    assert_eq!(settings("admin: 0.0.0.0:3129\nadmin_token: '${KEY}'\n").admin.unwrap().port(), 3129);
+    assert_eq!(settings("admin: off").admin, None);
+    for (line, expected) in [
+        ("admin_token: short", "admin_token: a secret of fewer than 16 characters can be guessed"),
+        ("public_url: http://connect.test", "public_url: with `http`, what browsers send there can be read"),
+        ("public_url: https://connect.test/path", "public_url: it has a path"),
+        ("return_to: ['http://app.test/']", "return_to[0]: with `http`, what browsers send there can be read"),
+        ("return_to: ['https://app.test/?a=b']", "return_to[0]: it has a query"),
+        ("admin: here", "admin: expected an address and a port, as in `127.0.0.1:3129`, or `off`"),
+    ] {
+        assert!(mistakes(line).contains(expected), "{line}: {}", mistakes(line));
+    }
 }

@@ -36,10 +36,25 @@ pub fn verdict(headers: &HeaderMap) -> Option<Verdict> {
     bearer.or_else(|| first("DPoP").and_then(Challenge::verdict).filter(|v| *v == Verdict::UseDpopNonce))
 }
 
+/// The scopes that the first Bearer challenge asks for (RFC 6750 section 3), without what is none.
+pub fn scopes(headers: &HeaderMap) -> Vec<String> {
+    let challenges = challenges(headers);
+    let bearer = challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case(b"Bearer"));
+    let listed = bearer.and_then(|bearer| String::from_utf8(bearer.scope.clone()?).ok()).unwrap_or_default();
+    let is_scope =
+        |scope: &&str| scope.len() <= 256 && scope.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'));
+    let mut scopes: Vec<String> =
+        listed.split_ascii_whitespace().filter(is_scope).take(50).map(str::to_owned).collect();
+    scopes.sort();
+    scopes.dedup();
+    scopes
+}
+
 /// One challenge: all that matters of it.
 struct Challenge<'a> {
     scheme: &'a [u8],
     error: Option<Vec<u8>>,
+    scope: Option<Vec<u8>>,
 }
 
 impl Challenge<'_> {
@@ -57,13 +72,12 @@ fn challenges(headers: &HeaderMap) -> Vec<Challenge<'_>> {
             element
         } else {
             let (scheme, parameter) = split_token(element);
-            found.push(Challenge { scheme, error: None });
+            found.push(Challenge { scheme, error: None, scope: None });
             parameter.trim_ascii()
         };
-        if let Some(challenge) = found.last_mut()
-            && challenge.error.is_none()
-        {
-            challenge.error = error_value(parameter);
+        if let Some(challenge) = found.last_mut() {
+            challenge.error = challenge.error.take().or_else(|| value_of(parameter, b"error"));
+            challenge.scope = challenge.scope.take().or_else(|| value_of(parameter, b"scope"));
         }
     }
     found
@@ -95,10 +109,10 @@ fn split_token(element: &[u8]) -> (&[u8], &[u8]) {
     element.split_at(end)
 }
 
-/// The value of `parameter`, if its name is `error`.
-fn error_value(parameter: &[u8]) -> Option<Vec<u8>> {
+/// The value of `parameter`, if this is its name.
+fn value_of(parameter: &[u8], wanted: &[u8]) -> Option<Vec<u8>> {
     let (name, rest) = split_token(parameter);
-    if !name.eq_ignore_ascii_case(b"error") {
+    if !name.eq_ignore_ascii_case(wanted) {
         return None;
     }
     let value = rest.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
@@ -184,6 +198,19 @@ mod tests {
             line.push_str(", Bearer error=\"invalid_token\"");
             said(&[line.as_bytes()]);
         }
+    }
+
+    #[test]
+    fn the_scopes_that_are_missing_are_read() {
+        let asked = |line: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(line));
+            scopes(&headers).join(",")
+        };
+        assert_eq!(asked("Bearer error=\"insufficient_scope\", scope=\"repo admin:org repo\""), "admin:org,repo");
+        assert_eq!(asked("Basic scope=\"a\", Bearer scope=b"), "b");
+        assert_eq!(asked("Bearer error=\"insufficient_scope\""), "");
+        assert_eq!(asked("Bearer scope=\"a \\\" \\\\ b\""), "a,b");
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! Builds token requests (RFC 6749 sections 4.4 and 6).
+//! Builds the POSTs to a provider: token requests (RFC 6749, RFC 8628) and revocations (RFC 7009).
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -6,7 +6,7 @@ use url::Url;
 use url::form_urlencoded::{self, Serializer};
 use zeroize::Zeroizing;
 
-use super::{ClientAuth, Provider};
+use super::{ClientAuth, Endpoint, Provider, TokenRequestFormat};
 use crate::secret::Secret;
 
 /// What a token is asked for with.
@@ -14,38 +14,116 @@ use crate::secret::Secret;
 pub enum Ask<'a> {
     /// The client's own credentials (RFC 6749 section 4.4).
     ClientCredentials,
-    /// A refresh token (RFC 6749 section 6).
-    Refresh(&'a Secret),
+    /// A refresh token (RFC 6749 section 6), and the scopes that were consented to besides the configured ones.
+    Refresh(&'a Secret, &'a [String]),
+    /// The code that a user's consent has brought (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
+    Code {
+        /// The code.
+        code: &'a Secret,
+        /// What the code was asked for with.
+        verifier: &'a Secret,
+        /// The redirect URI of the authorization request, to the letter.
+        redirect_uri: &'a str,
+    },
+    /// A device code (RFC 8628 section 3.4).
+    DeviceCode(&'a Secret),
 }
 
-/// A POST to a token endpoint, ready to be sent.
+impl Ask<'_> {
+    /// Where it is asked.
+    pub fn endpoint(&self) -> Endpoint {
+        match self {
+            Ask::Refresh(..) => Endpoint::Refresh,
+            Ask::ClientCredentials | Ask::Code { .. } | Ask::DeviceCode(_) => Endpoint::Token,
+        }
+    }
+}
+
+/// A POST to a provider, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct TokenRequest {
     /// Where to.
     pub url: Url,
     /// The whole Authorization value, when the client proves itself there.
     pub authorization: Option<Secret>,
-    /// The body, an `application/x-www-form-urlencoded` one.
+    /// How the body is written.
+    pub format: TokenRequestFormat,
+    /// The body.
     pub body: Secret,
 }
 
 /// Asks `provider` for a token at `token_endpoint`.
 ///
-/// A refresh names the configured scopes too, if there are any: several providers require it, and to name what was
-/// granted is always allowed (RFC 6749 section 6).
+/// A refresh names the scopes too, if there are any: several providers require it, and to name what was granted is
+/// always allowed (RFC 6749 section 6). The other two name them earlier, where the user is asked.
 pub fn request(provider: &Provider, token_endpoint: &Url, ask: Ask<'_>) -> TokenRequest {
-    let scope = provider.target.scopes.join(" ");
+    let scope = scopes(provider, ask).join(" ");
     let mut fields = match ask {
         Ask::ClientCredentials => vec![("grant_type", "client_credentials")],
-        Ask::Refresh(token) => vec![("grant_type", "refresh_token"), ("refresh_token", token.expose())],
+        Ask::Refresh(token, _) => vec![("grant_type", "refresh_token"), ("refresh_token", token.expose())],
+        Ask::Code { code, verifier, redirect_uri } => vec![
+            ("grant_type", "authorization_code"),
+            ("code", code.expose()),
+            ("redirect_uri", redirect_uri),
+            ("code_verifier", verifier.expose()),
+        ],
+        Ask::DeviceCode(code) => vec![("grant_type", DEVICE_CODE), ("device_code", code.expose())],
     };
     if !scope.is_empty() {
         fields.push(("scope", &scope));
     }
-    fields.extend(provider.target.audience.iter().map(|audience| ("audience", audience.as_str())));
-    fields.extend(provider.target.resource.iter().map(|resource| ("resource", resource.as_str())));
+    if matches!(ask, Ask::ClientCredentials | Ask::Refresh(..)) {
+        fields.extend(provider.target.audience.iter().map(|audience| ("audience", audience.as_str())));
+    }
+    fields.extend(resources(provider));
     fields.extend(provider.params.iter().map(|(name, value)| (name.as_str(), value.expose())));
+    signed(provider, token_endpoint, fields)
+}
 
+/// Begins a device flow (RFC 8628 section 3.1).
+pub fn device_authorization(provider: &Provider, endpoint: &Url, scopes: &[String]) -> TokenRequest {
+    let scope = scopes.join(&provider.quirks.scope_separator);
+    let mut fields = Vec::new();
+    if !scope.is_empty() {
+        fields.push((provider.quirks.scope_parameter.as_str(), scope.as_str()));
+    }
+    fields.extend(provider.target.audience.iter().map(|audience| ("audience", audience.as_str())));
+    fields.extend(resources(provider));
+    if provider.client_auth == ClientAuth::Basic {
+        // Named in the body as well: section 3.1 asks for it there.
+        fields.push(("client_id", &provider.client_id));
+    }
+    signed(provider, endpoint, fields)
+}
+
+/// Gives a token back (RFC 7009 section 2.1). A refresh token takes its access tokens with it.
+pub fn revocation(provider: &Provider, endpoint: &Url, token: &Secret, is_refresh_token: bool) -> TokenRequest {
+    let hint = if is_refresh_token { "refresh_token" } else { "access_token" };
+    signed(provider, endpoint, vec![("token", token.expose()), ("token_type_hint", hint)])
+}
+
+const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";
+
+fn scopes<'a>(provider: &'a Provider, ask: Ask<'a>) -> Vec<&'a str> {
+    let configured = provider.target.scopes.iter().map(String::as_str);
+    match ask {
+        Ask::ClientCredentials => configured.collect(),
+        Ask::Refresh(_, further) if provider.quirks.scopes_on_refresh => {
+            let mut all: Vec<&str> = configured.chain(further.iter().map(String::as_str)).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        }
+        Ask::Refresh(..) | Ask::Code { .. } | Ask::DeviceCode(_) => Vec::new(),
+    }
+}
+
+fn resources(provider: &Provider) -> impl Iterator<Item = (&str, &str)> {
+    provider.target.resource.iter().map(|resource| ("resource", resource.as_str()))
+}
+
+/// With the client's proof of who it is (RFC 6749 section 2.3).
+fn signed<'a>(provider: &'a Provider, url: &Url, mut fields: Vec<(&'a str, &'a str)>) -> TokenRequest {
     let secret = provider.client_secret.as_ref().map(Secret::expose);
     let authorization = match provider.client_auth {
         ClientAuth::Basic => Some(basic(&provider.client_id, secret.unwrap_or_default())),
@@ -59,7 +137,28 @@ pub fn request(provider: &Provider, token_endpoint: &Url, ask: Ask<'_>) -> Token
             None
         }
     };
-    TokenRequest { url: token_endpoint.clone(), authorization, body: form(&fields) }
+    let format = provider.quirks.token_request;
+    let body = match format {
+        TokenRequestFormat::Form => form(&fields),
+        TokenRequestFormat::Json => json(&fields),
+    };
+    TokenRequest { url: url.clone(), authorization, format, body }
+}
+
+/// A field that comes twice, as `resource` may, becomes a list.
+fn json(fields: &[(&str, &str)]) -> Secret {
+    let mut object = serde_json::Map::new();
+    for (name, value) in fields {
+        let value = serde_json::Value::from(*value);
+        match object.get_mut(*name) {
+            Some(serde_json::Value::Array(all)) => all.push(value),
+            Some(first) => *first = serde_json::Value::Array(vec![first.take(), value]),
+            None => {
+                object.insert((*name).to_owned(), value);
+            }
+        }
+    }
+    Secret::new(serde_json::Value::Object(object).to_string())
 }
 
 /// `client_secret_basic`: each part is form-urlencoded before they are joined, so that a colon, a `%` or a non-ASCII
@@ -81,9 +180,7 @@ fn form(fields: &[(&str, &str)]) -> Secret {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::{Endpoint, Grant, Target};
+    use super::super::Grant;
     use super::*;
 
     fn endpoint() -> Url {
@@ -92,17 +189,9 @@ mod tests {
 
     fn provider(client_auth: ClientAuth) -> Provider {
         Provider {
-            name: "acme".parse().unwrap(),
-            endpoint: Endpoint::Token(endpoint()),
-            client_id: "id:1".into(),
             client_secret: Some(Secret::new("p%w é")),
             client_auth,
-            grant: Grant::ClientCredentials,
-            target: Target::default(),
-            params: Vec::new(),
-            refresh_on: Vec::new(),
-            refresh_before: Duration::from_secs(300),
-            default_lifetime: None,
+            ..Provider::new("acme".parse().unwrap(), "id:1", Grant::ClientCredentials)
         }
     }
 
@@ -133,10 +222,54 @@ mod tests {
         // TOK-036
         let mut acme = provider(ClientAuth::Basic);
         let token = Secret::new("r&t=1");
-        assert_eq!(sent(&acme, Ask::Refresh(&token)), "grant_type=refresh_token&refresh_token=r%26t%3D1");
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), "grant_type=refresh_token&refresh_token=r%26t%3D1");
         acme.target.scopes = vec!["a".into(), "b:c".into()];
         let fields = "grant_type=refresh_token&refresh_token=r%26t%3D1&scope=a+b%3Ac";
-        assert_eq!(sent(&acme, Ask::Refresh(&token)), fields);
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), fields);
+        // What a user has consented to besides stays.
+        let further = ["b:c".to_owned(), "aa".to_owned()];
+        let fields = "grant_type=refresh_token&refresh_token=r%26t%3D1&scope=a+aa+b%3Ac";
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &further)), fields);
+        acme.quirks.scopes_on_refresh = false;
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), "grant_type=refresh_token&refresh_token=r%26t%3D1");
+    }
+
+    #[test]
+    fn a_code_is_redeemed_with_its_verifier_and_its_redirect_uri() {
+        let mut acme = provider(ClientAuth::None);
+        acme.grant = Grant::AuthorizationCode;
+        acme.target.scopes = vec!["a".into()];
+        acme.target.audience = Some("aud".into());
+        acme.target.resource = vec!["urn:r".into()];
+        let (code, verifier) = (Secret::new("c/1"), Secret::new("v"));
+        let ask = Ask::Code { code: &code, verifier: &verifier, redirect_uri: "http://127.0.0.1:1/callback" };
+        let fields = "grant_type=authorization_code&code=c%2F1&redirect_uri=http%3A%2F%2F127.0.0.1%3A1%2Fcallback\
+                      &code_verifier=v&resource=urn%3Ar&client_id=id%3A1";
+        assert_eq!(sent(&acme, ask), fields);
+        let device = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Adevice_code&device_code=c%2F1\
+                      &resource=urn%3Ar&client_id=id%3A1";
+        assert_eq!(sent(&acme, Ask::DeviceCode(&code)), device);
+        let start = device_authorization(&acme, &endpoint(), &acme.target.scopes);
+        assert_eq!(start.body.expose(), "scope=a&audience=aud&resource=urn%3Ar&client_id=id%3A1");
+    }
+
+    #[test]
+    fn a_provider_that_wants_json_gets_json() {
+        let mut acme = provider(ClientAuth::Basic);
+        acme.quirks.token_request = TokenRequestFormat::Json;
+        acme.target.resource = vec!["urn:a".into(), "urn:b".into(), "urn:c".into()];
+        let sent = sent(&acme, Ask::ClientCredentials);
+        let sent: serde_json::Value = serde_json::from_str(&sent).unwrap();
+        let expected =
+            serde_json::json!({ "grant_type": "client_credentials", "resource": ["urn:a", "urn:b", "urn:c"] });
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn a_token_is_given_back_with_the_clients_proof() {
+        let request = revocation(&provider(ClientAuth::Post), &endpoint(), &Secret::new("rt"), true);
+        let fields = "token=rt&token_type_hint=refresh_token&client_id=id%3A1&client_secret=p%25w+%C3%A9";
+        assert_eq!(request.body.expose(), fields);
     }
 
     #[test]
@@ -154,7 +287,7 @@ mod tests {
     fn a_printed_request_holds_no_secret() {
         // LEK-003
         let token = Secret::new("canary");
-        let request = request(&provider(ClientAuth::Post), &endpoint(), Ask::Refresh(&token));
+        let request = request(&provider(ClientAuth::Post), &endpoint(), Ask::Refresh(&token, &[]));
         let shown = format!("{request:?}");
         assert!(!shown.contains("canary") && !shown.contains("p%25w"), "{shown}");
     }

@@ -3,15 +3,35 @@
 use serde::Deserialize;
 use url::{Host, Url};
 
+use super::Endpoint;
+
 /// What an authorization server says of itself, as far as it is used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
+    /// Its name, to the letter.
+    pub issuer: String,
     /// Where tokens come from.
     pub token_endpoint: Url,
-    /// How clients may prove themselves there; `client_secret_basic` when it says nothing (RFC 8414 section 2).
-    pub token_endpoint_auth_methods_supported: Option<Vec<String>>,
+    /// Where users consent.
+    pub authorization_endpoint: Option<Url>,
+    /// Where a device flow begins (RFC 8628 section 4).
+    pub device_authorization_endpoint: Option<Url>,
     /// Where tokens are given back (RFC 7009).
     pub revocation_endpoint: Option<Url>,
+    /// Whether every authorization response names the issuer (RFC 9207 section 3).
+    pub names_itself: bool,
+}
+
+impl Metadata {
+    /// One of the endpoints, if there is such a one.
+    pub fn endpoint(&self, which: Endpoint) -> Option<&Url> {
+        match which {
+            Endpoint::Token | Endpoint::Refresh => Some(&self.token_endpoint),
+            Endpoint::Authorization => self.authorization_endpoint.as_ref(),
+            Endpoint::DeviceAuthorization => self.device_authorization_endpoint.as_ref(),
+            Endpoint::Revocation => self.revocation_endpoint.as_ref(),
+        }
+    }
 }
 
 /// Why a metadata document was refused.
@@ -66,11 +86,19 @@ pub fn read(issuer: &Url, body: &[u8]) -> Result<Metadata, MetadataError> {
     if !same_issuer(issuer, &document.issuer) {
         return Err(MetadataError::OtherIssuer { expected: issuer.clone() });
     }
-    let revocation_endpoint = document.revocation_endpoint.as_deref();
+    let optional = |which: Endpoint, url: &Option<String>| {
+        url.as_deref().map(|url| endpoint(issuer, which.name(), url)).transpose()
+    };
     Ok(Metadata {
         token_endpoint: endpoint(issuer, "token_endpoint", &document.token_endpoint)?,
-        token_endpoint_auth_methods_supported: document.token_endpoint_auth_methods_supported,
-        revocation_endpoint: revocation_endpoint.map(|url| endpoint(issuer, "revocation_endpoint", url)).transpose()?,
+        authorization_endpoint: optional(Endpoint::Authorization, &document.authorization_endpoint)?,
+        device_authorization_endpoint: optional(
+            Endpoint::DeviceAuthorization,
+            &document.device_authorization_endpoint,
+        )?,
+        revocation_endpoint: optional(Endpoint::Revocation, &document.revocation_endpoint)?,
+        names_itself: document.authorization_response_iss_parameter_supported.unwrap_or(false),
+        issuer: document.issuer,
     })
 }
 
@@ -78,12 +106,14 @@ pub fn read(issuer: &Url, body: &[u8]) -> Result<Metadata, MetadataError> {
 struct Document {
     issuer: String,
     token_endpoint: String,
-    token_endpoint_auth_methods_supported: Option<Vec<String>>,
+    authorization_endpoint: Option<String>,
+    device_authorization_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
+    authorization_response_iss_parameter_supported: Option<bool>,
 }
 
-/// Simple string comparison, except that `Url` writes a `/` for an empty path, which nobody wrote in the document.
-fn same_issuer(expected: &Url, found: &str) -> bool {
+/// Whether an issuer calls itself by the name that it is known by: simple string comparison, except that `Url` writes a `/` for an empty path, which nobody wrote in the document.
+pub fn same_issuer(expected: &Url, found: &str) -> bool {
     let expected_text = expected.as_str();
     found == expected_text || (expected.path() == "/" && expected_text.strip_suffix('/') == Some(found))
 }
@@ -142,14 +172,17 @@ mod tests {
         let document = json!({
             "issuer": "https://as.test",
             "token_endpoint": "https://as.test/token",
-            "token_endpoint_auth_methods_supported": ["client_secret_post"],
             "revocation_endpoint": "https://as.test/revoke",
             "authorization_endpoint": "https://as.test/authorize",
+            "authorization_response_iss_parameter_supported": true,
         });
         let expected = Metadata {
+            issuer: "https://as.test".into(),
             token_endpoint: url("https://as.test/token"),
-            token_endpoint_auth_methods_supported: Some(vec!["client_secret_post".into()]),
+            authorization_endpoint: Some(url("https://as.test/authorize")),
+            device_authorization_endpoint: None,
             revocation_endpoint: Some(url("https://as.test/revoke")),
+            names_itself: true,
         };
         assert_eq!(read_json("https://as.test", &document), Ok(expected));
     }

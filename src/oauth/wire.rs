@@ -10,6 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 use time::{Date, Month};
 
+use super::Quirks;
 use crate::secret::Secret;
 
 /// The most that is read of an answer.
@@ -29,6 +30,13 @@ pub struct Answer {
     pub scopes: Option<Vec<String>>,
     /// Whether the answer left out the `token_type` that it must have. Worth a warning.
     pub token_type_missing: bool,
+}
+
+impl Answer {
+    /// What to give back when the answer is not to be used, and whether it is a refresh token.
+    pub fn what_to_revoke(&self) -> (&Secret, bool) {
+        self.refresh_token.as_ref().map_or((&self.access_token, false), |token| (token, true))
+    }
 }
 
 /// Why there is no token, by who has to do something about it (SEMANTICS C15). Repeats nothing of the answer but its
@@ -61,23 +69,29 @@ pub enum Failure {
 ///
 /// # Errors
 /// When there is no usable token in it; the failure says whose turn it is.
-pub fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], wall: SystemTime) -> Result<Answer, Failure> {
+pub fn read(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    wall: SystemTime,
+    quirks: &Quirks,
+) -> Result<Answer, Failure> {
     let transient = |why| Failure::Transient { why, retry_after: retry_after(headers, wall) };
     let passing = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
     if passing || !(status.is_success() || status.is_client_error()) {
         return Err(transient(format!("the token endpoint answered {}", status.as_u16())));
     }
-    let mut members = match parse(body) {
+    let parsed = parse(body).or_else(|why| if quirks.form_answers { parse_form(body).ok_or(why) } else { Err(why) });
+    let mut members = match parsed.map(|members| inner(members, quirks)) {
         Ok(members) => members,
         // A proxy's or a login page in the provider's place.
         Err(why) if status.is_success() => return Err(transient(format!("the token endpoint's answer {why}"))),
         Err(_) => HashMap::new(),
     };
     match members.remove("access_token") {
-        Some(token) if status.is_success() && !token.is_null() => answer(token, members),
+        Some(token) if status.is_success() && !token.is_null() => answer(token, members, quirks),
         _ => match code(status, &members) {
-            // GitHub and Slack, in this order, have names of their own for a dead refresh token.
-            error if matches!(&*error, "invalid_grant" | "bad_refresh_token" | "invalid_refresh_token") => {
+            error if error == "invalid_grant" || quirks.dead_grant_errors.contains(&error) => {
                 Err(Failure::Reauthorize { error })
             }
             error if matches!(&*error, "temporarily_unavailable" | "server_error") => {
@@ -88,12 +102,15 @@ pub fn read(status: StatusCode, headers: &HeaderMap, body: &[u8], wall: SystemTi
     }
 }
 
-fn answer(access_token: Value, mut members: HashMap<String, Value>) -> Result<Answer, Failure> {
+fn answer(access_token: Value, mut members: HashMap<String, Value>, quirks: &Quirks) -> Result<Answer, Failure> {
     let refused = |error: &str| Failure::FixConfiguration { error: error.to_owned() };
     let access_token = text(access_token).filter(|t| is_token(t)).ok_or_else(|| refused("access_token unusable"))?;
     let mut take = |name| members.remove(name).filter(|value| !value.is_null());
     let token_type = take("token_type");
-    if token_type.as_ref().is_some_and(|kind| !kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"))) {
+    let bearer = |kind: &str| {
+        kind.eq_ignore_ascii_case("bearer") || quirks.token_types.iter().any(|own| kind.eq_ignore_ascii_case(own))
+    };
+    if token_type.as_ref().is_some_and(|kind| !kind.as_str().is_some_and(bearer)) {
         return Err(refused("token_type not bearer"));
     }
     Ok(Answer {
@@ -187,6 +204,32 @@ fn parse(body: &[u8]) -> Result<HashMap<String, Value>, &'static str> {
     serde_json::from_slice(body).map(|Members(members)| members).map_err(|_| "is not a JSON object")
 }
 
+/// A form that says everything once (RFC 6749 has JSON only, but some providers answer as they are asked).
+fn parse_form(body: &[u8]) -> Option<HashMap<String, Value>> {
+    let mut members = HashMap::new();
+    for (name, value) in url::form_urlencoded::parse(body) {
+        if members.insert(name.into_owned(), Value::String(value.into_owned())).is_some() {
+            return None;
+        }
+    }
+    ["access_token", "error"].iter().any(|name| members.contains_key(*name)).then_some(members)
+}
+
+/// The members that speak of the token, where a provider keeps them in one of their own; its other members stay.
+fn inner(mut members: HashMap<String, Value>, quirks: &Quirks) -> HashMap<String, Value> {
+    let inner = quirks.token_member.as_ref().and_then(|member| members.remove(member));
+    if let Some(Value::Object(inner)) = inner
+        && inner.contains_key("access_token")
+    {
+        // Of what stands around it, a token and its times are somebody else's.
+        for name in ["access_token", "refresh_token", "expires_in", "scope", "token_type"] {
+            members.remove(name);
+        }
+        members.extend(inner);
+    }
+    members
+}
+
 /// A JSON object that says everything once: where two readers may see two tokens, neither is taken.
 struct Members(HashMap<String, Value>);
 
@@ -232,8 +275,12 @@ mod tests {
     const RFC_9110_EXAMPLE: u64 = 784_111_777;
 
     fn read_at(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<Answer, Failure> {
+        read_with(&Quirks::default(), status, headers, body)
+    }
+
+    fn read_with(quirks: &Quirks, status: u16, headers: &HeaderMap, body: &[u8]) -> Result<Answer, Failure> {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(RFC_9110_EXAMPLE);
-        read(StatusCode::from_u16(status).unwrap(), headers, body, wall)
+        read(StatusCode::from_u16(status).unwrap(), headers, body, wall, quirks)
     }
 
     fn ok(body: &[u8]) -> Result<Answer, Failure> {
@@ -380,6 +427,37 @@ mod tests {
     }
 
     #[test]
+    fn a_form_is_taken_from_a_provider_that_answers_with_forms() {
+        // TOK-011
+        let forms = Quirks { form_answers: true, ..Quirks::default() };
+        let form = |body: &str| read_with(&forms, 200, &HeaderMap::new(), body.as_bytes());
+        let answer = form("access_token=a%2Bt&scope=repo%2Cuser&token_type=bearer&expires_in=28800").unwrap();
+        assert_eq!(answer.access_token, Secret::new("a+t"));
+        assert_eq!(answer.lifetime, Some(Duration::from_secs(28_800)));
+        assert_eq!(answer.scopes.unwrap(), ["repo", "user"]);
+        assert_eq!(refused(form("error=bad_verification_code&error_description=x")), "bad_verification_code");
+        assert_eq!(form(r#"{"access_token":"at"}"#).unwrap().access_token, Secret::new("at"));
+        for neither in ["<html>503</html>", "", "access_token=a&access_token=b"] {
+            assert_eq!(transient(form(neither)), "the token endpoint's answer is not a JSON object");
+        }
+    }
+
+    #[test]
+    fn a_token_in_a_member_of_its_own_is_found_there() {
+        let slack =
+            Quirks { token_member: Some("authed_user".into()), token_types: vec!["user".into()], ..Quirks::default() };
+        let read = |body: Value| read_with(&slack, 200, &HeaderMap::new(), body.to_string().as_bytes());
+        let user = json!({ "access_token": "user", "token_type": "user", "scope": "chat:write" });
+        let answer = read(json!({ "ok": true, "access_token": "bot", "expires_in": 60, "authed_user": user })).unwrap();
+        assert_eq!((answer.access_token, answer.lifetime), (Secret::new("user"), None));
+        // A renewal has it at the top.
+        let answer = read(json!({ "ok": true, "access_token": "top", "token_type": "user" })).unwrap();
+        assert_eq!(answer.access_token, Secret::new("top"));
+        assert_eq!(refused(read(json!({ "ok": false, "error": "invalid_code" }))), "invalid_code");
+        assert_eq!(refused(ok_json(&json!({ "access_token": "at", "token_type": "user" }))), "token_type not bearer");
+    }
+
+    #[test]
     fn json_under_another_name_is_taken() {
         // TOK-010
         let mut headers = HeaderMap::new();
@@ -393,9 +471,13 @@ mod tests {
         let said = |status, error: &str| {
             read_at(status, &HeaderMap::new(), json!({ "error": error }).to_string().as_bytes()).unwrap_err()
         };
-        for (status, error) in [(400, "invalid_grant"), (401, "invalid_grant"), (200, "bad_refresh_token")] {
+        for (status, error) in [(400, "invalid_grant"), (401, "invalid_grant"), (200, "invalid_grant")] {
             assert_eq!(said(status, error), Failure::Reauthorize { error: error.into() });
         }
+        let own = Quirks { dead_grant_errors: vec!["bad_refresh_token".into()], ..Quirks::default() };
+        let dead = read_with(&own, 200, &HeaderMap::new(), br#"{"error":"bad_refresh_token"}"#).unwrap_err();
+        assert_eq!(dead, Failure::Reauthorize { error: "bad_refresh_token".into() });
+        assert_eq!(said(200, "bad_refresh_token"), Failure::FixConfiguration { error: "bad_refresh_token".into() });
         for error in ["invalid_client", "unauthorized_client", "invalid_scope", "invalid_request", "invalid_target"] {
             assert_eq!(said(400, error), Failure::FixConfiguration { error: error.into() });
             assert_eq!(said(200, error), Failure::FixConfiguration { error: error.into() });

@@ -1,6 +1,7 @@
 //! One request to its upstream: with a token, and once more with a new one when the answer is 401.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, request};
@@ -10,8 +11,11 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::body::{Replay, ResponseBody};
+use super::caller::Caller;
 use super::reject::Reject;
-use super::{Proxy, Record, headers};
+use super::{Proxy, Record, headers, missing};
+use crate::names::Subject;
+use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal};
@@ -25,6 +29,7 @@ pub(super) async fn forward(
     proxy: &Proxy,
     request: Request<Incoming>,
     origin: &Origin,
+    caller: &Caller,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Reject> {
     let route = proxy.parts().routes.find(&origin.authority, request.method(), request.uri().path())?;
@@ -42,7 +47,8 @@ pub(super) async fn forward(
         Action::Authenticate(provider) => provider,
     };
     record.provider = Some(provider.clone());
-    let Some(key) = proxy.parts().tokens.key(provider, &proxy.parts().user) else {
+    caller.may_use(provider)?;
+    let Some(key) = proxy.parts().tokens.key(provider, &caller.user) else {
         return Err(Reject::Denied(route.name.clone()));
     };
     let mut outgoing = Outgoing::new(proxy, request, origin);
@@ -62,7 +68,7 @@ struct Authenticated<'a> {
 impl Authenticated<'_> {
     async fn exchange(&mut self, record: &mut Record) -> Result<Answer, Reject> {
         let asked = Instant::now();
-        let bearer = self.proxy.parts().tokens.bearer(&self.key).await;
+        let bearer = self.bearer().await;
         record.token = asked.elapsed();
         let bearer = bearer?;
         let mut first = self.outgoing.send(Some(&bearer)).await?;
@@ -85,6 +91,27 @@ impl Authenticated<'_> {
         }
     }
 
+    /// A token; where only the user can bring one, what they have to do, after as long as the provider lets them take.
+    async fn bearer(&self) -> Result<Bearer, Reject> {
+        let tokens = &self.proxy.parts().tokens;
+        let error = match tokens.bearer(&self.key).await {
+            Err(error) if error.is_for_the_user() => error,
+            other => return other.map_err(Reject::Token),
+        };
+        let connect_url = missing::tell(self.proxy, &self.key);
+        let wait = tokens.provider(&self.key).map_or(Duration::ZERO, |provider| provider.on_missing.wait);
+        if connect_url.is_none() || wait.is_zero() {
+            return Err(Reject::Missing { error, connect_url });
+        }
+        match tokens.bearer_within(&self.key, wait).await {
+            Err(error) if error.is_for_the_user() => Err(Reject::Missing { error, connect_url }),
+            waited => {
+                self.proxy.inner.missing.settled(&self.key);
+                waited.map_err(Reject::Token)
+            }
+        }
+    }
+
     /// The second answer is the agent's, whatever it is.
     async fn second(&mut self, bearer: Bearer) -> Result<Answer, Reject> {
         let answer = self.outgoing.send(Some(&bearer)).await?;
@@ -95,6 +122,7 @@ impl Authenticated<'_> {
     fn taken(&self, mut answer: Answer, bearer: Bearer) -> Answer {
         let (tokens, key) = (self.proxy.parts().tokens.clone(), self.key.clone());
         tokens.accepted(&key, &bearer);
+        answer.step_up = self.step_up(answer.response.headers());
         if is_grpc(answer.response.headers()) {
             answer.response.body_mut().watch(move |trailers| {
                 if unauthenticated(trailers) {
@@ -103,6 +131,21 @@ impl Authenticated<'_> {
             });
         }
         answer
+    }
+
+    /// The link where a user grants what the API says is missing.
+    fn step_up(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        if challenge::verdict(headers) != Some(Verdict::InsufficientScope) {
+            return None;
+        }
+        let parts = self.proxy.parts();
+        let provider =
+            parts.tokens.provider(&self.key).filter(|provider| provider.grant == Grant::AuthorizationCode)?;
+        let Subject::User(user) = &self.key.subject else { return None };
+        let mut scopes = challenge::scopes(headers);
+        scopes.retain(|scope| !provider.target.scopes.contains(scope));
+        let url = parts.links.as_ref()?.for_user(&provider.name, user, &scopes, parts.clock.now().wall)?;
+        HeaderValue::try_from(url.as_str()).ok()
     }
 
     /// Another token for a second try, or why there is to be none.
@@ -182,7 +225,7 @@ impl<'a> Outgoing<'a> {
             match self.send_once(bearer).await {
                 Err(error) if left > 0 && self.may_resend(&error) => left -= 1,
                 Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return self.switched(response),
-                Ok(response) => return Ok(Answer { response, switched: None }),
+                Ok(response) => return Ok(Answer { response, switched: None, step_up: None }),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -228,7 +271,7 @@ impl<'a> Outgoing<'a> {
         });
         let asked = asked.ok_or(Reject::Unasked)?;
         let upstream = hyper::upgrade::on(&mut response);
-        Ok(Answer { response, switched: Some((asked, upstream)) })
+        Ok(Answer { response, switched: Some((asked, upstream)), step_up: None })
     }
 }
 
@@ -236,6 +279,8 @@ impl<'a> Outgoing<'a> {
 struct Answer {
     response: Response<ResponseBody>,
     switched: Option<(Upgrade, OnUpgrade)>,
+    /// Where its user grants the scopes that it asks for.
+    step_up: Option<HeaderValue>,
 }
 
 impl Answer {
@@ -246,6 +291,9 @@ impl Answer {
     fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
         let mut response = self.response;
         headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
+        if let Some(url) = self.step_up {
+            response.headers_mut().insert(headers::CONNECT_URL, url);
+        }
         if let Some((asked, upstream)) = self.switched {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
             response.headers_mut().insert(UPGRADE, asked.protocol);

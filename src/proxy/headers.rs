@@ -9,6 +9,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use crate::secret::PLACEHOLDER;
 
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
+/// Where a user grants the scopes that an answer says are missing. Ours alone: an upstream's own is taken out.
+pub(super) const CONNECT_URL: HeaderName = HeaderName::from_static("sidebearer-connect-url");
 /// Fields for one connection only (RFC 9110 section 7.6.1), whether Connection names them or not. The framing is
 /// hyper's to write anew; 100-continue is answered towards the agent when its body is asked for.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -95,6 +97,7 @@ pub(super) fn clean_response(headers: &mut HeaderMap, own: &Pseudonym) {
     clean(headers);
     // It would lead the agent around the proxy.
     headers.remove(ALT_SVC);
+    headers.remove(CONNECT_URL);
     headers.append(VIA, own.value.clone());
 }
 

@@ -11,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::ResponseBody;
-use super::{Arrival, Proxy};
+use super::caller::Caller;
+use super::{Arrival, Proxy, Tunnel};
 use crate::host::{Authority, Host};
 use crate::upstream::Origin;
 
@@ -20,11 +21,11 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const TOLD: usize = 1024;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
-pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority) -> Response<ResponseBody> {
+pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority, caller: Caller) -> Response<ResponseBody> {
     let served = proxy.clone();
     proxy.drain().spawn_until_forced(async move {
         let Ok(agent) = hyper::upgrade::on(request).await else { return };
-        if let Err(error) = serve(&served, TokioIo::new(agent), &to).await {
+        if let Err(error) = serve(&served, TokioIo::new(agent), &to, caller).await {
             tell(&served, &to, &error);
         }
     });
@@ -43,12 +44,13 @@ fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
     }
 }
 
-async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority) -> io::Result<()>
+async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority, caller: Caller) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let plaintext = proxy.parts().routes.plaintext(to);
-    let arrival = Arrival::Tunnel(Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() }));
+    let origin = Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() });
+    let arrival = Arrival::Tunnel(Arc::new(Tunnel { origin, caller }));
     let name = match &to.host {
         Host::Name(name) if !plaintext => name,
         // Node's fetch sends `http://` URLs this way.

@@ -1,12 +1,13 @@
 //! Every answer of our own: one list, with status, stable code and what to do, written in one place.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::body::ResponseBody;
 use crate::host::HostError;
+use crate::names::{ProviderName, UserName};
 use crate::routes::AmbiguousPath;
 use crate::tokens::TokenError;
 use crate::upstream::UpstreamError;
@@ -48,6 +49,15 @@ pub(super) enum Reject {
     Unmatched,
     #[error("this host is routed with TLS, and the request is without")]
     Plaintext,
+    #[error("the proxy wants to know who you are{}", if *.wrong { ", and these credentials are not right" } else { "" })]
+    Unauthenticated { wrong: bool },
+    #[error("the agent `{agent}` may not act for `{user}`")]
+    UserNotAllowed { agent: String, user: UserName },
+    #[error("the agent `{agent}` may not use the tokens of `{provider}`")]
+    ProviderNotAllowed { agent: String, provider: ProviderName },
+    /// Only the user can mend it; with the link where they do, if there is one.
+    #[error("{}", for_the_user(.error, .connect_url.as_deref()))]
+    Missing { error: TokenError, connect_url: Option<String> },
     #[error("{0}")]
     Token(#[from] TokenError),
     #[error("{0}")]
@@ -73,7 +83,10 @@ impl Reject {
             Reject::Denied(_) => "denied",
             Reject::Unmatched => "unmatched",
             Reject::Plaintext => "plaintext_refused",
-            Reject::Token(error) => error.code(),
+            Reject::Unauthenticated { .. } => "proxy_authentication_required",
+            Reject::UserNotAllowed { .. } => "user_not_allowed",
+            Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
+            Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
             Reject::Upstream(error) => error.proxy_status(),
             Reject::Unasked => "http_upgrade_failed",
         }
@@ -95,6 +108,10 @@ impl Reject {
             Reject::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Reject::Loop | Reject::Upstream(UpstreamError::Loop) => StatusCode::LOOP_DETECTED,
             Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => StatusCode::FORBIDDEN,
+            Reject::Unauthenticated { .. } => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } | Reject::Missing { .. } => {
+                StatusCode::FORBIDDEN
+            }
             // Not 401: an MCP client would start an authorization of its own (SEMANTICS C18).
             Reject::Token(TokenError::NotConnected { .. } | TokenError::Reauthorize { .. }) => StatusCode::FORBIDDEN,
             Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) => {
@@ -130,7 +147,14 @@ impl Reject {
                 "if it should be allowed, the operator adds a route for it to `proxy.yaml`".into()
             }
             Reject::Plaintext => "call it with `https://`, or set `plaintext: true` on its route".into(),
-            Reject::Token(error) => token_hint(error),
+            Reject::Unauthenticated { .. } => {
+                "set HTTPS_PROXY to `http://USER:SECRET@...`, with the user to act for and the agent's secret".into()
+            }
+            Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } => {
+                "if it should be allowed, the operator adds it under `agents` in `proxy.yaml`".into()
+            }
+            Reject::Missing { connect_url: Some(url), .. } => format!("open {url}"),
+            Reject::Missing { error, .. } | Reject::Token(error) => token_hint(error),
             Reject::Upstream(UpstreamError::Certificate(_)) => {
                 "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
             }
@@ -149,7 +173,7 @@ impl Reject {
     /// RFC 9457, with `Proxy-Status` of RFC 9209.
     fn problem(&self) -> Response<ResponseBody> {
         let (status, code) = (self.status(), self.code());
-        let problem = json!({
+        let mut problem = json!({
             "type": format!("urn:sidebearer:{code}"),
             "title": status.canonical_reason(),
             "status": status.as_u16(),
@@ -157,6 +181,9 @@ impl Reject {
             "detail": self.to_string(),
             "hint": self.hint(),
         });
+        if let Reject::Missing { connect_url: Some(url), .. } = self {
+            problem["connect_url"] = url.as_str().into();
+        }
         let mut response = Response::new(ResponseBody::whole(Bytes::from(format!("{problem:#}\n"))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -165,6 +192,9 @@ impl Reject {
         headers.insert(PROXY_STATUS, self.proxy_status());
         if let Reject::Token(TokenError::Unavailable { retry_after, .. }) = self {
             headers.insert(RETRY_AFTER, retry_after.as_secs_f64().ceil().max(1.0).to_string().parse().unwrap_or(ONE));
+        }
+        if matches!(self, Reject::Unauthenticated { .. }) {
+            headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"sidebearer\""));
         }
         if matches!(self, Reject::Trace) {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
@@ -181,8 +211,12 @@ impl Reject {
             Reject::Token(TokenError::Unavailable { .. } | TokenError::FixConfiguration { .. })
             | Reject::Upstream(_)
             | Reject::Unasked => 14,
-            Reject::Token(_) => 16,
-            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => 7,
+            Reject::Token(_) | Reject::Missing { .. } | Reject::Unauthenticated { .. } => 16,
+            Reject::Denied(_)
+            | Reject::Unmatched
+            | Reject::Plaintext
+            | Reject::UserNotAllowed { .. }
+            | Reject::ProviderNotAllowed { .. } => 7,
             _ => 3,
         };
         let message = percent_encoded(&format!("{}: {} ({})", self.code(), self, self.hint()));
@@ -200,7 +234,14 @@ impl Reject {
             Reject::Upstream(error) => error.proxy_status(),
             Reject::Unasked => "http_upgrade_failed",
             Reject::Loop => "proxy_loop_detected",
-            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext | Reject::Trace => "http_request_denied",
+            Reject::Denied(_)
+            | Reject::Unmatched
+            | Reject::Plaintext
+            | Reject::Trace
+            | Reject::Unauthenticated { .. }
+            | Reject::UserNotAllowed { .. }
+            | Reject::ProviderNotAllowed { .. }
+            | Reject::Missing { .. } => "http_request_denied",
             Reject::Token(TokenError::Unavailable { .. }) => "destination_unavailable",
             Reject::Token(_) => "http_request_denied",
             _ => "http_request_error",
@@ -245,6 +286,15 @@ pub(super) fn options_answer() -> Response<ResponseBody> {
 }
 
 const ONE: HeaderValue = HeaderValue::from_static("1");
+
+/// Written so that an agent that is a language model can hand it to its user.
+fn for_the_user(error: &TokenError, connect_url: Option<&str>) -> String {
+    let Some(url) = connect_url else { return error.to_string() };
+    format!(
+        "{error}, so the request was not sent. Ask the user to open {url} in a browser and to grant access there; then \
+         send the same request again."
+    )
+}
 
 fn token_hint(error: &TokenError) -> String {
     match error {

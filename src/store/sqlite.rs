@@ -1,5 +1,6 @@
 //! The store's one engine so far: SQLite, which lets a sidecar and the command line write at the same time.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::Keyring;
 use super::seal::{self, Place, Unopened};
-use super::{Access, Intent, Listed, Put, Row, State, StoreError};
+use super::{Access, Flow, Intent, Listed, Put, Removed, Row, State, StoreError, Taken};
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
 use crate::secret::Secret;
@@ -100,10 +101,89 @@ impl Database {
         Ok(Put::Done)
     }
 
-    pub fn remove(&self, provider: &ProviderName, subject: &Subject) -> Result<bool> {
+    pub fn replace(&mut self, row: &Row) -> Result<u64> {
+        let refresh_token = self.seal(row, "refresh_token", row.refresh_token.as_ref())?;
+        let access_token = self.seal(row, "access_token", row.access.as_ref().map(|access| &access.token))?;
+        let names = [row.provider.as_str(), row.subject.as_str()];
+        let path = self.path.clone();
+        let mut replace = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let last: Option<u64> = transaction.query_row(LAST_GENERATION, names, |last| last.get(0))?;
+            let row = Row { generation: last.map_or(1, |last| last + 1), ..row.clone() };
+            write(&transaction, &row, refresh_token.clone(), access_token.clone())?;
+            transaction.execute("DELETE FROM removed WHERE provider = ? AND subject = ?", names)?;
+            transaction.commit()?;
+            Ok(row.generation)
+        };
+        replace().map_err(|error| classify(&path, error))
+    }
+
+    pub fn remove(&mut self, provider: &ProviderName, subject: &Subject) -> Result<Option<Removed>> {
         let names = [provider.as_str(), subject.as_str()];
-        let removed = self.connection.execute("DELETE FROM grants WHERE provider = ? AND subject = ?", names);
-        Ok(self.sql(removed)? > 0)
+        let path = self.path.clone();
+        let failed = |error| classify(&path, error);
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let found = transaction.query_row(
+            "DELETE FROM grants WHERE provider = ? AND subject = ? RETURNING generation, refresh_token, access_token",
+            names,
+            |row| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?, row.get::<_, Option<Vec<u8>>>(2)?)),
+        );
+        let Some((generation, refresh_token, access_token)) = found.optional().map_err(failed)? else {
+            return Ok(None);
+        };
+        let remember = "INSERT OR REPLACE INTO removed VALUES (?, ?, ?)";
+        let remembered = transaction.execute(remember, params![names[0], names[1], generation]);
+        remembered.and_then(|_| transaction.commit()).map_err(failed)?;
+        let open = |column, sealed: Option<Vec<u8>>| {
+            let place = Place { provider: names[0], subject: names[1], column };
+            sealed.and_then(|sealed| self.unseal(place, &sealed).ok())
+        };
+        let (refresh_token, access_token) = (open("refresh_token", refresh_token), open("access_token", access_token));
+        Ok(Some(Removed { refresh_token, access_token }))
+    }
+
+    pub fn generations(&self) -> Result<HashMap<(ProviderName, Subject), u64>> {
+        let mut statement = self.sql(self.connection.prepare("SELECT provider, subject, generation FROM grants"))?;
+        let mut rows = self.sql(statement.query([]))?;
+        let mut generations = HashMap::new();
+        while let Some(row) = self.sql(rows.next())? {
+            let names: (String, String) = (self.sql(row.get(0))?, self.sql(row.get(1))?);
+            if let (Ok(provider), Ok(subject)) = (names.0.parse(), Subject::from_row(&names.1)) {
+                generations.insert((provider, subject), self.sql(row.get(2))?);
+            }
+        }
+        Ok(generations)
+    }
+
+    pub fn put_flow(&mut self, flow: &Flow, most: usize, now: SystemTime) -> Result<()> {
+        let content = seal_at(&self.path, &self.keys, flow_place(&hex(&flow.id)), &flow.content)?;
+        let path = self.path.clone();
+        let mut put = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute("DELETE FROM flows WHERE expires_at <= ?", [to_milliseconds(now)])?;
+            let oldest =
+                "DELETE FROM flows WHERE id IN (SELECT id FROM flows ORDER BY expires_at DESC LIMIT -1 OFFSET ?)";
+            transaction.execute(oldest, [i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX)])?;
+            let values = params![flow.id, content, to_milliseconds(flow.expires_at)];
+            transaction.execute("INSERT INTO flows VALUES (?, ?, ?, 0)", values)?;
+            transaction.commit()
+        };
+        put().map_err(|error| classify(&path, error))
+    }
+
+    pub fn take_flow(&self, id: &[u8; 32], now: SystemTime) -> Result<Taken> {
+        let taken = self.connection.query_row(
+            "UPDATE flows SET taken = taken + 1 WHERE id = ? RETURNING content, expires_at, taken",
+            [id],
+            |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)),
+        );
+        let Some((content, expires_at, taken)) = self.sql(taken.optional())? else { return Ok(Taken::No) };
+        if expires_at <= to_milliseconds(now) {
+            return Ok(Taken::Expired);
+        }
+        let content = self.unseal(flow_place(&hex(id)), &content)?;
+        let flow = Flow { id: *id, content, expires_at: from_milliseconds(expires_at) };
+        Ok(if taken == 1 { Taken::Flow(flow) } else { Taken::Again(flow) })
     }
 
     pub fn intend(&self, provider: &ProviderName, subject: &Subject, generation: u64, intent: &Intent) -> Result<()> {
@@ -244,6 +324,7 @@ impl Cells<'_> {
             refresh_token: self.secret("refresh_token")?,
             access: self.access()?,
             granted_scopes: self.json("granted_scopes")?,
+            further_scopes: self.json("further_scopes")?.unwrap_or_default(),
             state: self.state()?,
             intent: self.intent()?,
             renewed_at: self.time("renewed_at")?,
@@ -307,7 +388,7 @@ fn write(
     let access = row.access.as_ref();
     connection.execute(
         "INSERT OR REPLACE INTO grants VALUES (:provider, :subject, :generation, :target, :refresh_token, :access_token,
-         :obtained_at, :expires_at, :granted_scopes, :state, :reason, :intent_hash, :intent_at, :renewed_at, :stored_at)",
+         :obtained_at, :expires_at, :granted_scopes, :state, :reason, :intent_hash, :intent_at, :renewed_at, :stored_at, :further_scopes)",
         named_params! {
             ":provider": row.provider.as_str(),
             ":subject": row.subject.as_str(),
@@ -324,6 +405,7 @@ fn write(
             ":intent_at": row.intent.as_ref().map(|intent| to_milliseconds(intent.at)),
             ":renewed_at": row.renewed_at.map(to_milliseconds),
             ":stored_at": to_milliseconds(row.stored_at),
+            ":further_scopes": Some(&row.further_scopes).filter(|scopes| !scopes.is_empty()).map(to_json),
         },
     )?;
     Ok(())
@@ -490,6 +572,15 @@ fn from_milliseconds(milliseconds: i64) -> SystemTime {
     time.unwrap_or(UNIX_EPOCH)
 }
 
+/// Where a flow's content belongs: to its own state and no other.
+fn flow_place(id: &str) -> Place<'_> {
+    Place { provider: "", subject: id, column: "flow" }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The database file of a store's directory.
 pub(super) fn file(directory: &Path) -> PathBuf {
     directory.join(FILE)
@@ -505,8 +596,14 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sealed at the start, so that a wrong key is told before there are rows.
 const KEY_CHECK: Place<'_> = Place { provider: "", subject: "", column: "key_check" };
 
+/// The highest generation that a user has had at a provider.
+const LAST_GENERATION: &str = "SELECT max(generation) FROM (
+    SELECT generation FROM grants WHERE provider = ?1 AND subject = ?2
+    UNION ALL SELECT generation FROM removed WHERE provider = ?1 AND subject = ?2)";
+
 /// What leads from each schema to the next. Released ones never change.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE meta (key_check BLOB NOT NULL) STRICT;
     CREATE TABLE sealed (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE grants (
@@ -527,7 +624,24 @@ const MIGRATIONS: [&str; 1] = ["
         stored_at INTEGER NOT NULL,
         PRIMARY KEY (provider, subject)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE grants ADD COLUMN further_scopes TEXT;      -- JSON
+    CREATE TABLE removed (
+        provider TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        generation INTEGER NOT NULL,    -- the last one that was there
+        PRIMARY KEY (provider, subject)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE flows (
+        id BLOB PRIMARY KEY,            -- SHA-256 of the state
+        content BLOB NOT NULL,          -- sealed
+        expires_at INTEGER NOT NULL,
+        taken INTEGER NOT NULL          -- how often
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX flows_by_end ON flows (expires_at);
+",
+];
 const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
 #[cfg(test)]
@@ -543,17 +657,8 @@ mod tests {
         let keys = Keyring::from_secrets(&[Secret::new(BASE64_STANDARD.encode([1; 32]))]).unwrap();
         let mut database = Database::open(directory.path(), keys, true).unwrap();
         let row = Row {
-            provider: "github".parse().unwrap(),
-            subject: Subject::Client,
-            generation: 1,
-            target: Target::default(),
             refresh_token: Some(Secret::new("rt")),
-            access: None,
-            granted_scopes: None,
-            state: State::Connected,
-            intent: None,
-            renewed_at: None,
-            stored_at: UNIX_EPOCH,
+            ..Row::new("github".parse().unwrap(), Subject::Client, Target::default(), UNIX_EPOCH)
         };
         database.put(&row, None).unwrap();
         (directory, database, row)
@@ -584,7 +689,7 @@ mod tests {
 
     #[test]
     fn another_s_long_transaction_makes_it_busy() {
-        let (directory, database, row) = new();
+        let (directory, mut database, row) = new();
         let other = Connection::open(directory.path().canonicalize().unwrap().join(FILE)).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         database.connection.busy_timeout(Duration::from_millis(20)).unwrap();

@@ -42,6 +42,7 @@ fn row(name: &str, generation: u64) -> Row {
             expires_at: Some(at(4600)),
         }),
         granted_scopes: Some(vec!["a".into()]),
+        further_scopes: vec!["b".into(), "c".into()],
         state: State::Reauthorize { reason: "invalid_grant".into() },
         intent: Some(Intent { refresh_token_hash: [7; 32], at: at(900) }),
         renewed_at: Some(at(1001)),
@@ -81,6 +82,7 @@ async fn what_is_put_comes_back_whole() {
         refresh_token: None,
         access: None,
         granted_scopes: None,
+        further_scopes: Vec::new(),
         state: State::Connected,
         intent: None,
         renewed_at: None,
@@ -109,8 +111,9 @@ async fn only_who_knows_the_generation_writes() {
     let stored = Put::Stale(Box::new(row("alice", 2)));
     assert_eq!(store.put(row("alice", 9), Some(1)).await.unwrap(), stored);
     assert_eq!(store.put(row("alice", 9), None).await.unwrap(), stored);
-    assert!(store.remove(&github(), &user("alice")).await.unwrap());
-    assert!(!store.remove(&github(), &user("alice")).await.unwrap());
+    let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(removed.refresh_token, row("alice", 2).refresh_token);
+    assert_eq!(store.remove(&github(), &user("alice")).await.unwrap(), None);
     assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
     assert_eq!(store.grants().await.unwrap().len(), 0);
 }
@@ -240,7 +243,7 @@ async fn a_store_of_another_program_or_of_the_future_is_refused() {
     let directory = with_alice().await;
     sqlite(&directory, "PRAGMA user_version = 99");
     let error = refused(&directory).await;
-    let said = "was made by a newer version: its schema is 99, and 1 is the newest known";
+    let said = "was made by a newer version: its schema is 99, and 2 is the newest known";
     assert_eq!(error.to_string(), format!("the store `{}` {said}", database(&directory).display()));
     assert_eq!(error.hint(), "run the version that made it, or a later one");
     sqlite(&directory, "PRAGMA application_id = 1; PRAGMA journal_mode = DELETE");

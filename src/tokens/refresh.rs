@@ -8,16 +8,15 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use url::Url;
 
-use super::slot::{LONGEST_LIFETIME, Slot, Token};
-use super::{Cause, Inner, Known, TokenError};
-use crate::clock::Now;
+use super::known::{Asked, Known, NoEndpoint, Refusal};
+use super::slot::{Slot, Token};
+use super::{Cause, Inner, Key, TokenError};
 use crate::events::TokenChange;
-use crate::oauth::grant::{self, Ask};
-use crate::oauth::wire::{self, Answer, Failure};
-use crate::oauth::{Endpoint, Grant, metadata};
+use crate::oauth::grant::Ask;
+use crate::oauth::wire::Failure;
+use crate::oauth::{Endpoint, Grant};
 use crate::secret::Secret;
-use crate::store::{Access, Intent, Lease, Put, Row, State as RowState, StoreError};
-use crate::upstream::CallError;
+use crate::store::{Intent, Lease, Put, Row, State as RowState, StoreError};
 
 /// How long a renewal may wait before it calls: for discovery, for a turn, for another process.
 const PREPARATION: Duration = Duration::from_secs(10);
@@ -43,7 +42,7 @@ pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> R
     }
     let token = match known.provider.grant {
         Grant::ClientCredentials => renewal.mint().await?,
-        Grant::RefreshToken => renewal.rotate().await?,
+        Grant::RefreshToken | Grant::AuthorizationCode => renewal.rotate().await?,
     };
     if token.is_over(inner.clock.now()) {
         return Err(renewal.unavailable("the token had ended before it came".into(), Duration::ZERO));
@@ -81,26 +80,12 @@ struct Renewal<'a> {
     ready_by: Instant,
 }
 
-/// What the provider answered, and when it was asked.
-struct Asked {
-    answer: Answer,
-    sent: Now,
-}
-
 /// What the store has for a key, when it has anything good.
 enum Found {
     /// A token that will do.
     Token(Token),
     /// A grant that brings one.
-    Grant(Row),
-}
-
-/// Why the provider gave no token.
-enum Refusal {
-    /// Not a byte reached it.
-    Unsent(String),
-    /// It answered, or may have acted on the request.
-    Failed(Failure),
+    Grant(Box<Row>),
 }
 
 impl Renewal<'_> {
@@ -113,7 +98,7 @@ impl Renewal<'_> {
         if let Some(token) = row.as_ref().and_then(|row| self.adopt(row)) {
             return Ok(token);
         }
-        let endpoint = self.endpoint().await?;
+        let endpoint = self.endpoint(Endpoint::Token).await?;
         let turn = self.turn().await?;
         let asked = self.ask(&endpoint, Ask::ClientCredentials).await;
         drop(turn);
@@ -147,7 +132,7 @@ impl Renewal<'_> {
         if let Found::Token(token) = self.look().await? {
             return Ok(token);
         }
-        let endpoint = self.endpoint().await?;
+        let endpoint = self.endpoint(Endpoint::Refresh).await?;
         // Before the lease, which is a file held open: a thousand may wait for their turn.
         let _turn = self.turn().await?;
         let lease = self.lease().await?.map(Arc::new);
@@ -182,8 +167,14 @@ impl Renewal<'_> {
         let intended = self.inner.store.intend(provider, subject, row.generation, intent).await;
         intended.map_err(|error| Redeemed::No(self.store_failed(&error)))?;
 
-        match self.ask(endpoint, Ask::Refresh(refresh_token)).await {
+        match self.ask(endpoint, Ask::Refresh(refresh_token, &row.further_scopes)).await {
             Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
+            // What is asked for is more than the user has consented to: only they can change that.
+            Err(Refusal::Failed(Failure::FixConfiguration { error }))
+                if error == "invalid_scope" && self.consents() =>
+            {
+                Err(self.dead(row, error).await)
+            }
             Err(Refusal::Failed(Failure::Reauthorize { error })) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
                 Err(self.dead(row, reason).await)
@@ -208,6 +199,9 @@ impl Renewal<'_> {
             Ok(Put::Gone) => {
                 tracing::warn!(provider = %row.provider, subject = %row.subject,
                     "the grant was removed during its renewal, and stays removed");
+                // What came too late must not live on at the provider (TOK-038).
+                let (token, renews) = asked.answer.what_to_revoke();
+                self.known.revoke(&*self.inner.servers, token, renews).await;
                 return Err(self.not_connected());
             }
             Ok(Put::Stale(newer)) => {
@@ -259,49 +253,15 @@ impl Renewal<'_> {
     }
 
     async fn ask(&self, endpoint: &Url, ask: Ask<'_>) -> Result<Asked, Refusal> {
-        let request = grant::request(&self.known.provider, endpoint, ask);
-        let sent = self.inner.clock.now();
-        let reply = self.inner.servers.token(request).await.map_err(|error| match error {
-            CallError::Connect(_) | CallError::Certificate(_) | CallError::Request => {
-                Refusal::Unsent(error.to_string())
-            }
-            other => Refusal::Failed(Failure::Transient { why: other.to_string(), retry_after: None }),
-        })?;
-        let answer = wire::read(reply.status, &reply.headers, &reply.body, sent.wall).map_err(Refusal::Failed)?;
-        let provider = &self.slot.key.provider;
-        if answer.token_type_missing {
-            tracing::warn!(%provider, "the answer has no token_type, taken as Bearer");
-        }
-        let wanted = &self.slot.key.target.scopes;
-        if let Some(granted) = &answer.scopes
-            && let Some(missing) = wanted.iter().find(|scope| !granted.contains(scope))
-        {
-            tracing::warn!(%provider, missing, "the provider granted less than the scopes asked for");
-        }
-        Ok(Asked { answer, sent })
+        self.known.ask(&*self.inner.servers, &self.inner.clock, endpoint, ask).await
     }
 
-    /// The token endpoint, discovered once.
-    async fn endpoint(&self) -> Result<Url, TokenError> {
-        let issuer = match &self.known.provider.endpoint {
-            Endpoint::Token(url) => return Ok(url.clone()),
-            Endpoint::Issuer(issuer) => issuer,
-        };
-        let found = self.known.endpoint.get_or_try_init(|| async {
-            let mut why = "no metadata".to_owned();
-            for url in metadata::candidates(issuer) {
-                match self.inner.servers.metadata(url).await {
-                    Ok(reply) if reply.status.is_success() => match metadata::read(issuer, &reply.body) {
-                        Ok(metadata) => return Ok(metadata.token_endpoint),
-                        Err(error) => why = error.to_string(),
-                    },
-                    Ok(reply) => why = format!("status {}", reply.status.as_u16()),
-                    Err(error) => why = error.to_string(),
-                }
-            }
-            Err(self.unavailable(format!("discovery failed: {why}"), Duration::ZERO))
-        });
-        self.prepared(found).await?.cloned()
+    async fn endpoint(&self, which: Endpoint) -> Result<Url, TokenError> {
+        let found = self.prepared(self.known.endpoint(which, &*self.inner.servers)).await?;
+        found.map_err(|none| match none {
+            NoEndpoint::Unnamed(_) => self.refused(none.to_string()),
+            NoEndpoint::Undiscovered(_) => self.unavailable(none.to_string(), Duration::ZERO),
+        })
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, TokenError> {
@@ -337,7 +297,7 @@ impl Renewal<'_> {
         }
         match &row.state {
             RowState::Reauthorize { reason } => Err(self.reauthorize(reason)),
-            RowState::Connected | RowState::FixConfiguration { .. } => Ok(Found::Grant(row)),
+            RowState::Connected | RowState::FixConfiguration { .. } => Ok(Found::Grant(Box::new(row))),
         }
     }
 
@@ -352,46 +312,36 @@ impl Renewal<'_> {
         Some(adopted)
     }
 
+    fn consents(&self) -> bool {
+        self.known.provider.grant == Grant::AuthorizationCode
+    }
+
     fn new_row(&self, asked: &Asked, generation: u64, old: Option<&Row>) -> Row {
+        let Key { provider, subject, target } = &self.slot.key;
         let answer = &asked.answer;
-        let lifetime = self.lifetime(answer);
         let kept: Option<Secret> = old.and_then(|row| row.refresh_token.clone());
+        let stored_at = old.map_or(asked.sent.wall, |row| row.stored_at);
         Row {
-            provider: self.slot.key.provider.clone(),
-            subject: self.slot.key.subject.clone(),
             generation,
-            target: (*self.slot.key.target).clone(),
             refresh_token: answer.refresh_token.clone().filter(|_| old.is_some()).or(kept),
-            access: Some(Access {
-                token: answer.access_token.clone(),
-                obtained_at: asked.sent.wall,
-                expires_at: lifetime.map(|life| asked.sent.wall + life),
-            }),
+            access: Some(self.known.access(asked)),
             granted_scopes: answer.scopes.clone().or_else(|| old.and_then(|row| row.granted_scopes.clone())),
-            state: RowState::Connected,
-            intent: None,
+            further_scopes: old.map(|row| row.further_scopes.clone()).unwrap_or_default(),
             renewed_at: Some(asked.sent.wall),
-            stored_at: old.map_or(asked.sent.wall, |row| row.stored_at),
+            ..Row::new(provider.clone(), subject.clone(), (**target).clone(), stored_at)
         }
     }
 
     fn obtained(&self, asked: &Asked, generation: u64) -> Token {
-        let lifetime = self.lifetime(&asked.answer);
+        let lifetime = self.known.lifetime(&asked.answer);
         let took = self.inner.clock.now().instant - asked.sent.instant;
         let cause = self.cause.name();
         self.inner.tell(&self.slot.key, TokenChange::Obtained { cause, lifetime, generation, took });
-        let ahead = self.known.provider.refresh_before;
-        Token::new(asked.answer.access_token.clone(), generation, asked.sent, lifetime, ahead)
-    }
-
-    fn lifetime(&self, answer: &Answer) -> Option<Duration> {
-        let lifetime = answer.lifetime.or(self.known.provider.default_lifetime);
-        lifetime.filter(|life| *life <= LONGEST_LIFETIME)
+        self.known.token(asked, generation)
     }
 
     fn not_connected(&self) -> TokenError {
-        let (provider, subject) = (self.slot.key.provider.clone(), self.slot.key.subject.clone());
-        TokenError::NotConnected { provider, subject }
+        TokenError::not_connected(&self.slot.key)
     }
 
     fn reauthorize(&self, reason: &str) -> TokenError {

@@ -1,6 +1,6 @@
 //! What is known of one token, and every decision about it that needs only the time.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -31,6 +31,10 @@ pub(super) struct Slot {
     pub(super) key: Key,
     /// Somebody waits for the renewal under way.
     pub(super) awaited: Notify,
+    /// A grant came or went, other than by a renewal.
+    pub(super) changed: Notify,
+    /// How many requests wait for the user, and since when there are any.
+    parked: Mutex<Option<(usize, Instant)>>,
     state: Mutex<State>,
 }
 
@@ -42,6 +46,10 @@ pub(super) struct State {
     rest: Option<Rest>,
     attempts: u32,
     force: Force,
+    /// The generation of a grant that a consent brought while a renewal of the one before may have been under way.
+    granted: Option<u64>,
+    /// Whether the renewal under way began with a grant that is gone: what it brings is not to be used.
+    void: bool,
     /// Whether the token was used since it came.
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.
@@ -93,7 +101,56 @@ impl Default for Force {
 
 impl Slot {
     pub(super) fn new(key: Key) -> Self {
-        Self { key, awaited: Notify::new(), state: Mutex::default() }
+        Self { key, awaited: Notify::new(), changed: Notify::new(), parked: Mutex::default(), state: Mutex::default() }
+    }
+
+    /// Counts a request that waits for the user, until the guard goes.
+    pub(super) fn park(&self) -> Parked<'_> {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, since) = parked.unwrap_or((0, Instant::now()));
+        *parked = Some((count + 1, since));
+        Parked(self)
+    }
+
+    /// Since when requests wait for the user, if any do.
+    pub(super) fn parked_since(&self) -> Option<Instant> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).map(|(_, since)| since)
+    }
+
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.lock().generation()
+    }
+
+    /// A user has granted access, and this came with it.
+    pub(super) fn granted(&self, token: Token) {
+        let mut state = self.lock();
+        let unsaved = state.unsaved.take();
+        *state = State {
+            granted: Some(token.generation),
+            token: Some(token),
+            // Who waits for a renewal of the old grant gets what it brings; the next one gets this.
+            flight: state.flight.take(),
+            joined: state.joined,
+            unsaved,
+            ..State::default()
+        };
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// The grant is gone, and its token with it.
+    pub(super) fn forget(&self) {
+        let mut state = self.lock();
+        let void = state.flight.is_some();
+        *state = State { flight: state.flight.take(), joined: state.joined, void, ..State::default() };
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// There is a grant in the store now: what was missing is to be looked for again.
+    pub(super) fn awake(&self) {
+        self.lock().rest = None;
+        self.changed.notify_waiters();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,6 +171,16 @@ impl Slot {
         state.joined = !matches!(cause, Cause::Ahead);
         // Left by those who waited for the one before.
         let _ = self.awaited.notified().now_or_never();
+    }
+}
+
+/// A request that waits for the user.
+pub(super) struct Parked<'a>(&'a Slot);
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        let mut parked = self.0.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        *parked = parked.and_then(|(count, since)| (count > 1).then_some((count - 1, since)));
     }
 }
 
@@ -202,8 +269,19 @@ impl State {
         now: Now,
         cause: Cause,
         outcome: Result<Token, TokenError>,
+        not_connected: TokenError,
     ) -> Result<Bearer, TokenError> {
         self.flight = None;
+        let outcome = match std::mem::take(&mut self.void) {
+            true => outcome.and_then(|_| Err(not_connected)),
+            false => outcome,
+        };
+        let superseded = |token: &Token| self.granted.is_some_and(|granted| token.generation <= granted);
+        if outcome.as_ref().is_ok_and(superseded)
+            && let Some(held) = self.token.as_ref().filter(|held| held.lives(now))
+        {
+            return Ok(self.bearer(held));
+        }
         match outcome {
             Ok(mut token) => {
                 token.renew_at = self.paced(now, &token);

@@ -11,6 +11,8 @@ use url::Url;
 
 use super::{Roots, RootsError, causes};
 use crate::host::Authority;
+use crate::oauth::TokenRequestFormat;
+use crate::oauth::grant::TokenRequest;
 use crate::secret::Secret;
 
 /// For the whole call, name resolution to last byte.
@@ -49,23 +51,40 @@ impl Calls {
         Ok(Self { client, resolved })
     }
 
-    /// Posts a form (RFC 6749 section 4.4.2).
+    /// Sends a request to a provider (RFC 6749 section 4.4.2).
     ///
     /// # Errors
     /// No answer, or more than `limit` bytes of it.
-    pub async fn post(
+    pub async fn post(&self, request: &TokenRequest, limit: usize) -> Result<Reply, CallError> {
+        let content_type = match request.format {
+            TokenRequestFormat::Form => "application/x-www-form-urlencoded",
+            TokenRequestFormat::Json => "application/json",
+        };
+        self.send(&request.url, request.authorization.as_ref(), content_type, &request.body, limit).await
+    }
+
+    /// Posts a JSON document, such as a message to a webhook.
+    ///
+    /// # Errors
+    /// No answer, or more than `limit` bytes of it.
+    pub async fn post_json(&self, url: &Url, body: &Secret, limit: usize) -> Result<Reply, CallError> {
+        self.send(url, None, "application/json", body, limit).await
+    }
+
+    async fn send(
         &self,
         url: &Url,
         authorization: Option<&Secret>,
-        form: &Secret,
+        content_type: &'static str,
+        body: &Secret,
         limit: usize,
     ) -> Result<Reply, CallError> {
         let (client, url, host) = self.client_for(url);
         let mut request = client
             .post(url)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(CONTENT_TYPE, content_type)
             .header(ACCEPT, "application/json")
-            .body(form.expose().to_owned());
+            .body(body.expose().to_owned());
         if let Some(host) = host {
             request = request.header(HOST, host);
         }
@@ -220,8 +239,13 @@ mod tests {
     async fn a_redirect_is_an_answer_and_is_not_followed() {
         // C20: the secret would go wherever the answer points to.
         let (at, _) = server("HTTP/1.1 307 x\r\nlocation: http://evil.test/\r\ncontent-length: 0\r\n\r\n".into()).await;
-        let form = Secret::new("client_secret=x");
-        let reply = calls(&[]).post(&url(&format!("http://{at}/token")), None, &form, 100).await.unwrap();
+        let request = TokenRequest {
+            url: url(&format!("http://{at}/token")),
+            authorization: None,
+            format: TokenRequestFormat::Form,
+            body: Secret::new("client_secret=x"),
+        };
+        let reply = calls(&[]).post(&request, 100).await.unwrap();
         assert_eq!(reply.status, 307);
     }
 

@@ -28,7 +28,8 @@ use sidebearer::config::{self, Settings};
 use sidebearer::drain::Drained;
 use sidebearer::events::{self, Event, TokenChange};
 use sidebearer::names::{Subject, UserName};
-use sidebearer::store::{Row, State};
+use sidebearer::secret::Secret;
+use sidebearer::store::Row;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, oneshot};
@@ -226,6 +227,7 @@ impl Setup {
         let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
         let text = format!(
             "listen: 127.0.0.1:0
+admin: 127.0.0.1:0
 extra_ca_files: ['{path}/root.pem']
 drain: 5s
 {top}resolve:
@@ -350,6 +352,7 @@ impl Told {
         loop {
             match self.live.try_recv() {
                 Ok(Event::Request(request)) => self.requests.push(request),
+                Ok(Event::Missing(_)) => {}
                 Ok(Event::Token(token)) => {
                     self.obtained += usize::from(matches!(token.what, TokenChange::Obtained { .. }));
                 }
@@ -379,20 +382,9 @@ impl Drop for World {
 
 async fn connect(settings: &Settings, user: &str, refresh_token: &str) {
     let store = app::open_store(settings, true).await.unwrap();
-    let row = Row {
-        provider: "main".parse().unwrap(),
-        subject: Subject::User(user.parse().unwrap()),
-        generation: 1,
-        target: settings.providers[0].target.clone(),
-        refresh_token: Some(sidebearer::secret::Secret::new(refresh_token)),
-        access: None,
-        granted_scopes: None,
-        state: State::Connected,
-        intent: None,
-        renewed_at: None,
-        stored_at: SystemTime::now(),
-    };
-    store.put(row, None).await.unwrap();
+    let (main, user) = ("main".parse().unwrap(), Subject::User(user.parse().unwrap()));
+    let row = Row::new(main, user, settings.providers[0].target.clone(), SystemTime::now());
+    store.replace(Row { refresh_token: Some(Secret::new(refresh_token)), ..row }).await.unwrap();
 }
 
 fn roots(pems: &[&str]) -> RootCertStore {

@@ -7,15 +7,18 @@ use http::StatusCode;
 use url::{Host, Url};
 
 use super::Check;
-use crate::config::leaf::{Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text};
+use crate::config::leaf::{Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text, Variable};
 use crate::config::locate::Spot;
 use crate::config::schema::{self, Entries};
 use crate::names::ProviderName;
-use crate::oauth::{ClientAuth, Endpoint, Grant, Provider, Target};
+use crate::oauth::{
+    ClientAuth, Consent, Endpoints, Grant, OnMissing, Provider, Quirks, Target, TokenRequestFormat, authorization,
+};
 use crate::secret::Secret;
 
 /// The parameters of a token request that are made from other keys, or from none.
-const OUR_PARAMETERS: [&str; 12] = [
+const OUR_PARAMETERS: [&str; 13] = [
+    "device_code",
     "grant_type",
     "client_id",
     "client_secret",
@@ -46,70 +49,89 @@ impl Check<'_> {
     }
 
     /// Every part is looked at before any is given up, so that all mistakes are found.
-    fn provider(&mut self, spot: &Spot<'_>, name: &str, provider: schema::Provider) -> Option<Provider> {
+    fn provider(&mut self, spot: &Spot<'_>, name: &str, mut provider: schema::Provider) -> Option<Provider> {
         let parsed = name.parse::<ProviderName>();
         if let Err(error) = &parsed {
             self.refuse(spot, error.to_string(), "choose another name, here and in the routes");
         }
-        let endpoint = self.endpoint(spot, &provider);
+        let endpoints = self.endpoints(spot, &provider);
         if !spot.key("client_id").is_given() {
             self.refuse(spot, "`client_id` is missing", "the provider gave it to you when you registered the client");
         }
         let client_auth = self.client_auth(spot, &provider);
-        let asked = self.grant(spot, provider.client_credentials, provider.refresh_token);
-        let default_lifetime = provider.default_lifetime.map(|Parsed(lifetime)| lifetime);
+        let asked = self.grant(spot, &mut provider);
+        let default_lifetime = provider.default_lifetime.take().map(|Parsed(lifetime)| lifetime);
         if default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
             let hint = "leave it out if only a 401 ends a token";
             self.refuse(&spot.key("default_lifetime"), "no token lives for no time", hint);
         }
-        let Asked { grant, target, params } = asked?;
+        let on_missing = self.on_missing(spot, provider.on_missing.take().unwrap_or_default());
+        let consent_params = self.authorization_params(spot, provider.authorization_params.take());
+        let Asked { grant, target, params, redirect_uri } = asked?;
+        let name = parsed.ok()?;
         Some(Provider {
-            name: parsed.ok()?,
-            endpoint: endpoint?,
-            client_id: provider.client_id.map(|Parsed(Text(text))| text)?,
-            client_secret: provider.client_secret.map(|Parsed(secret)| secret),
+            title: provider.title.take().map_or_else(|| name.to_string(), |Parsed(Text(title))| title),
+            name,
+            endpoints,
+            client_id: provider.client_id.take().map(|Parsed(Text(text))| text)?,
+            client_secret: provider.client_secret.take().map(|Parsed(secret)| secret),
             client_auth,
             grant,
             target,
             params,
-            refresh_on: statuses(provider.refresh_on.unwrap_or_default()),
-            refresh_before: provider.refresh_before.map_or(Duration::from_secs(300), |Parsed(before)| before),
+            consent: Consent { redirect_uri, params: consent_params },
+            refresh_on: statuses(provider.refresh_on.take().unwrap_or_default()),
+            refresh_before: provider.refresh_before.take().map_or(Duration::from_secs(300), |Parsed(before)| before),
             default_lifetime,
+            on_missing,
+            manage_url: url(provider.manage_url.take()),
+            placeholders: placeholders(provider.placeholders.take()),
+            quirks: quirks(provider),
         })
     }
 
-    fn endpoint(&mut self, spot: &Spot<'_>, provider: &schema::Provider) -> Option<Endpoint> {
-        let article = spot.key("token_url");
-        let token = if article.is_given() { article } else { spot.key("token_endpoint") };
+    /// Where it is spoken to. Whatever is left out is discovered from the issuer, if there is one.
+    fn endpoints(&mut self, spot: &Spot<'_>, provider: &schema::Provider) -> Endpoints {
+        let other_name = |name: &str, other: &str| {
+            let other = spot.key(other);
+            if other.is_given() { other } else { spot.key(name) }
+        };
+        let token = other_name("token_endpoint", "token_url");
+        let authorization = other_name("authorization_endpoint", "auth_url");
         let issuer = spot.key("issuer");
-        if token.is_given() && issuer.is_given() {
-            let what = "`issuer` and `token_endpoint` both say where tokens come from";
-            self.refuse(&issuer, what, "leave out one of them");
-        }
         if !token.is_given() && !issuer.is_given() {
             self.refuse(spot, "`token_endpoint` is missing", "write it, or `issuer` to have it discovered");
         }
-        let insecure = provider.allow_http == Some(true) || spot.key("allow_http").is_broken();
-        if let Some(Parsed(ProviderUrl(url))) = &provider.token_endpoint {
-            self.scheme(&token, url, insecure);
-            return Some(Endpoint::Token(url.clone()));
+        if spot.key("authorization_code").is_given() && !authorization.is_given() && !issuer.is_given() {
+            let hint = "write it, or `issuer` to have it discovered: it is where users consent";
+            self.refuse(spot, "`authorization_endpoint` is missing", hint);
         }
-        let Parsed(ProviderUrl(url)) = provider.issuer.as_ref()?;
-        self.scheme(&issuer, url, insecure);
-        if url.query().is_some() {
+        let insecure = provider.allow_http == Some(true) || spot.key("allow_http").is_broken();
+        let mut checked = |spot: &Spot<'_>, url: &Option<Parsed<ProviderUrl>>| {
+            let Parsed(ProviderUrl(url)) = url.as_ref()?;
+            self.scheme(spot, url, insecure);
+            Some(url.clone())
+        };
+        let endpoints = Endpoints {
+            issuer: checked(&issuer, &provider.issuer),
+            token: checked(&token, &provider.token_endpoint),
+            refresh: checked(&spot.key("refresh_endpoint"), &provider.refresh_endpoint),
+            authorization: checked(&authorization, &provider.authorization_endpoint),
+            device_authorization: checked(
+                &spot.key("device_authorization_endpoint"),
+                &provider.device_authorization_endpoint,
+            ),
+            revocation: checked(&spot.key("revocation_endpoint"), &provider.revocation_endpoint),
+        };
+        if endpoints.issuer.as_ref().is_some_and(|issuer| issuer.query().is_some()) {
             self.refuse(&issuer, "an issuer has no query", "leave out everything from `?` on");
         }
-        Some(Endpoint::Issuer(url.clone()))
+        endpoints
     }
 
     /// Secrets go there: only over TLS, or nowhere beyond this machine.
     fn scheme(&mut self, spot: &Spot<'_>, url: &Url, allow_http: bool) {
-        let local = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            None => false,
-        };
+        let local = is_local(url);
         if url.scheme() == "https" || (local && allow_http) {
             return;
         }
@@ -145,30 +167,78 @@ impl Check<'_> {
     }
 
     /// The one grant of a provider, and what is asked for with it.
-    fn grant(
+    fn grant(&mut self, spot: &Spot<'_>, provider: &mut schema::Provider) -> Option<Asked> {
+        let mut given: Vec<Spot<'_>> = ["client_credentials", "refresh_token", "authorization_code"]
+            .iter()
+            .map(|name| spot.key(name))
+            .filter(Spot::is_given)
+            .collect();
+        given.sort_by_key(|grant| grant.at);
+        if given.is_empty() {
+            let hint = "add `client_credentials: {}` for the client's own tokens, `authorization_code: {}` to have users \
+                        consent, or `refresh_token: {}` to act for users whose refresh tokens you have";
+            self.refuse(spot, "the grant is missing", hint);
+        }
+        for further in given.iter().skip(1) {
+            let hint = "leave out one of them, or make two providers";
+            self.refuse(further, "a provider has one grant, and this is its second", hint);
+        }
+        let required = provider.required_scopes.take().unwrap_or_default();
+        let client = provider.client_credentials.take();
+        let client =
+            client.map(|written| self.asked(&spot.key("client_credentials"), Grant::ClientCredentials, written));
+        let user = provider.refresh_token.take();
+        let user = user.map(|written| self.asked(&spot.key("refresh_token"), Grant::RefreshToken, written));
+        let consent = provider.authorization_code.take().map(|written| {
+            let spot = spot.key("authorization_code");
+            let (mut written, redirect_uri) = written.split();
+            written.scopes.get_or_insert_default().extend(required);
+            let redirect_uri = redirect_uri.and_then(|uri| self.redirect_uri(&spot.key("redirect_uri"), uri));
+            Asked { redirect_uri, ..self.asked(&spot, Grant::AuthorizationCode, written) }
+        });
+        client.or(user).or(consent)
+    }
+
+    /// Where a browser comes back to: a page of ours, which nobody on the way can read (RFC 8252 section 7.3).
+    fn redirect_uri(&mut self, spot: &Spot<'_>, Parsed(ProviderUrl(uri)): Parsed<ProviderUrl>) -> Option<Url> {
+        if uri.scheme() != "https" && !is_local(&uri) {
+            self.refuse(spot, "with `http`, the code that comes there can be read on the way", "use `https`");
+            return None;
+        }
+        let path = uri.path().trim_start_matches("/callback");
+        let ours = uri.path().starts_with("/callback") && (path.is_empty() || is_one_segment(path));
+        if !ours || uri.query().is_some() {
+            let what = "this is not a page that Sidebearer has";
+            self.refuse(spot, what, "its path is `/callback`, or `/callback/` and a name, and it has no query");
+            return None;
+        }
+        Some(uri)
+    }
+
+    fn on_missing(&mut self, spot: &Spot<'_>, written: schema::OnMissing) -> OnMissing {
+        let spot = spot.key("on_missing");
+        let webhook = url(written.webhook);
+        if let Some(url) = &webhook {
+            // It carries a link that lets whoever has it connect an account.
+            self.scheme(&spot.key("webhook"), url, true);
+        }
+        let command = written.command.unwrap_or_default().into_iter().map(|Parsed(Text(word))| word).collect();
+        OnMissing { wait: written.wait.map_or(Duration::ZERO, |Parsed(wait)| wait), webhook, command }
+    }
+
+    fn authorization_params(
         &mut self,
         spot: &Spot<'_>,
-        client_credentials: Option<schema::Grant>,
-        refresh_token: Option<schema::Grant>,
-    ) -> Option<Asked> {
-        let client = spot.key("client_credentials");
-        let user = spot.key("refresh_token");
-        match (client.is_given(), user.is_given()) {
-            (true, true) => {
-                let later = if client.at > user.at { &client } else { &user };
-                let hint = "leave out one of them, or make two providers";
-                self.refuse(later, "a provider has one grant, and this is its second", hint);
+        written: Option<Entries<Parsed<Parameter>>>,
+    ) -> Vec<(String, String)> {
+        let params = written.map(|entries| entries.0).unwrap_or_default();
+        for (spot, (name, _)) in spot.key("authorization_params").entries().zip(&params) {
+            if authorization::OUR_PARAMETERS.contains(&name.as_str()) {
+                let hint = "`scopes`, `resource`, `redirect_uri` and `client_id` are for that";
+                self.refuse(&spot, "this parameter is set by other keys", hint);
             }
-            (false, false) => {
-                let hint =
-                    "add `client_credentials: {}` for the client's own tokens, or `refresh_token: {}` for users'";
-                self.refuse(spot, "the grant is missing", hint);
-            }
-            _ => {}
         }
-        let client = client_credentials.map(|written| self.asked(&client, Grant::ClientCredentials, written));
-        let user = refresh_token.map(|written| self.asked(&user, Grant::RefreshToken, written));
-        client.or(user)
+        params.into_iter().map(|(name, Parsed(Parameter(value)))| (name, value)).collect()
     }
 
     fn asked(&mut self, spot: &Spot<'_>, grant: Grant, written: schema::Grant) -> Asked {
@@ -190,7 +260,7 @@ impl Check<'_> {
             }
         }
         let params = params.into_iter().map(|(name, Parsed(Parameter(value)))| (name, Secret::new(value))).collect();
-        Asked { grant, target, params }
+        Asked { grant, target, params, redirect_uri: None }
     }
 }
 
@@ -199,6 +269,50 @@ struct Asked {
     grant: Grant,
     target: Target,
     params: Vec<(String, Secret)>,
+    redirect_uri: Option<Url>,
+}
+
+fn quirks(written: schema::Provider) -> Quirks {
+    let usual = Quirks::default();
+    let texts = |list: Option<Vec<Parsed<Text>>>| list.unwrap_or_default().into_iter().map(|Parsed(Text(text))| text);
+    Quirks {
+        scope_separator: match written.scope_separator {
+            Some(schema::ScopeSeparator::Comma) => ",".into(),
+            Some(schema::ScopeSeparator::Space) | None => usual.scope_separator,
+        },
+        scope_parameter: written.scope_parameter.map_or(usual.scope_parameter, |Parsed(Text(name))| name),
+        scopes_on_refresh: written.scopes_on_refresh.unwrap_or(usual.scopes_on_refresh),
+        token_request: match written.token_request {
+            Some(schema::TokenRequest::Json) => TokenRequestFormat::Json,
+            Some(schema::TokenRequest::Form) | None => TokenRequestFormat::Form,
+        },
+        form_answers: written.form_answers.unwrap_or(false),
+        token_member: written.token_member.map(|Parsed(Text(name))| name),
+        token_types: texts(written.token_types).collect(),
+        dead_grant_errors: texts(written.dead_grant_errors).collect(),
+    }
+}
+
+fn url(written: Option<Parsed<ProviderUrl>>) -> Option<Url> {
+    written.map(|Parsed(ProviderUrl(url))| url)
+}
+
+fn placeholders(written: Option<Vec<Parsed<Variable>>>) -> Vec<String> {
+    written.unwrap_or_default().into_iter().map(|Parsed(Variable(name))| name).collect()
+}
+
+fn is_one_segment(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|name| !name.is_empty() && !name.contains('/'))
+}
+
+/// Whether a URL leads to this very machine.
+pub(super) fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
 }
 
 /// The further ones: 401 says it in any case.

@@ -11,13 +11,19 @@ use crate::routes::{Action, HostPattern, Retry, Route, UpstreamHttp};
 
 impl Check<'_> {
     /// The routes, in file order.
-    pub(super) fn routes(&mut self, top: &Spot<'_>, written: Vec<schema::Route>) -> Vec<Route> {
+    /// A route without a host is one for each of its provider's `hosts`.
+    pub(super) fn routes(
+        &mut self,
+        top: &Spot<'_>,
+        written: Vec<schema::Route>,
+        hosts: &HashMap<String, Vec<RouteHost>>,
+    ) -> Vec<Route> {
         let spot = top.key("routes");
         let providers = top.key("providers");
         let mut routes = Vec::new();
         for (spot, route) in spot.items().zip(written) {
-            let route = self.route(&spot, &providers, route);
-            routes.extend(route.map(|route| (spot, route)));
+            let made = self.route(&spot, &providers, route, hosts);
+            routes.extend(made.into_iter().map(|route| (spot.clone(), route)));
         }
         self.refuse_same(&routes);
         self.refuse_half_plaintext(&routes);
@@ -28,8 +34,15 @@ impl Check<'_> {
         routes.into_iter().map(|(_, route)| route).collect()
     }
 
-    fn route(&mut self, spot: &Spot<'_>, providers: &Spot<'_>, route: schema::Route) -> Option<Route> {
-        if !spot.key("host").is_given() {
+    fn route(
+        &mut self,
+        spot: &Spot<'_>,
+        providers: &Spot<'_>,
+        route: schema::Route,
+        hosts: &HashMap<String, Vec<RouteHost>>,
+    ) -> Vec<Route> {
+        let usual = route.provider.as_ref().and_then(|Parsed(Text(provider))| hosts.get(provider));
+        if !spot.key("host").is_given() && usual.is_none() {
             self.refuse(spot, "`host` is missing", "write the host that the route is for");
         }
         for (key, is_empty) in [
@@ -42,26 +55,34 @@ impl Check<'_> {
             }
         }
         let action = self.action(spot, providers, &route);
+        let hosts = match (&route.host, usual) {
+            (Some(Parsed(host)), _) => vec![host.clone()],
+            (None, Some(usual)) if !spot.key("host").is_given() => usual.clone(),
+            (None, _) => Vec::new(),
+        };
+        let Some(action) = action else { return Vec::new() };
         let plaintext = route.plaintext.unwrap_or(false);
-        let Parsed(RouteHost { pattern, port }) = route.host?;
-        let written_port = port.map(|port| format!(":{port}")).unwrap_or_default();
-        Some(Route {
-            name: format!("{} {pattern}{written_port}", spot.path),
-            host: pattern,
-            port: port.unwrap_or(if plaintext { 80 } else { 443 }),
-            paths: route.paths.unwrap_or_default().into_iter().map(|Parsed(path)| path).collect(),
-            methods: route.methods.unwrap_or_default().into_iter().map(|Parsed(method)| method).collect(),
-            action: action?,
-            plaintext,
-            retry: match route.retry {
-                Some(schema::Retry::Never) => Retry::Never,
-                Some(schema::Retry::Once) | None => Retry::Once,
-            },
-            upstream_http: match route.upstream_http {
-                Some(schema::UpstreamHttp::H1) => UpstreamHttp::H1,
-                Some(schema::UpstreamHttp::Auto) | None => UpstreamHttp::Auto,
-            },
-        })
+        let made = |RouteHost { pattern, port }: RouteHost| {
+            let written_port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            Route {
+                name: format!("{} {pattern}{written_port}", spot.path),
+                host: pattern,
+                port: port.unwrap_or(if plaintext { 80 } else { 443 }),
+                paths: route.paths.iter().flatten().map(|Parsed(path)| path.clone()).collect(),
+                methods: route.methods.iter().flatten().map(|Parsed(method)| method.clone()).collect(),
+                action: action.clone(),
+                plaintext,
+                retry: match route.retry {
+                    Some(schema::Retry::Never) => Retry::Never,
+                    Some(schema::Retry::Once) | None => Retry::Once,
+                },
+                upstream_http: match route.upstream_http {
+                    Some(schema::UpstreamHttp::H1) => UpstreamHttp::H1,
+                    Some(schema::UpstreamHttp::Auto) | None => UpstreamHttp::Auto,
+                },
+            }
+        };
+        hosts.into_iter().map(made).collect()
     }
 
     fn action(&mut self, spot: &Spot<'_>, providers: &Spot<'_>, route: &schema::Route) -> Option<Action> {

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::world::{Got, World, pass, provider};
-use crate::oauth::{Endpoint, Grant};
+use crate::oauth::{Endpoints, Grant};
 
 const RFC_8414: &str = "https://acme.test/.well-known/oauth-authorization-server/tenant";
 const OPENID_BEFORE: &str = "https://acme.test/.well-known/openid-configuration/tenant";
@@ -12,7 +12,7 @@ const OPENID_BEHIND: &str = "https://acme.test/tenant/.well-known/openid-configu
 
 async fn world() -> World {
     let mut acme = provider("acme", Grant::RefreshToken);
-    acme.endpoint = Endpoint::Issuer("https://acme.test/tenant".parse().unwrap());
+    acme.endpoints = Endpoints { issuer: "https://acme.test/tenant".parse().ok(), ..Endpoints::default() };
     World::of(vec![acme]).await
 }
 

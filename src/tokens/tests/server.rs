@@ -177,7 +177,7 @@ impl Server {
 }
 
 impl Servers for Server {
-    fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
+    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
         async move {
             let host = request.url.host_str().unwrap().to_owned();
             let fields: HashMap<_, _> = form_urlencoded::parse(request.body.expose().as_bytes()).into_owned().collect();

@@ -14,10 +14,10 @@ use crate::clock::Clock;
 use crate::drain::Drain;
 use crate::events::{Event, Events, TokenChange};
 use crate::names::{Subject, UserName};
-use crate::oauth::{ClientAuth, Endpoint, Grant, Provider, Target};
+use crate::oauth::{ClientAuth, Endpoints, Grant, Provider};
 use crate::secret::Secret;
 use crate::store::key::Keyring;
-use crate::store::{Access, Put, Row, State, Store};
+use crate::store::{Access, Row, Store};
 use crate::tokens::{Bearer, Key, NoRenewal, Parts, TokenError, Tokens};
 
 pub(super) struct World {
@@ -101,32 +101,12 @@ impl World {
     /// Stores a grant in place of the one that is there, as `sidebearer import` does.
     pub async fn import(&self, key: &Key, refresh_token: Secret, access: Option<Secret>) {
         let lifetime = self.server.book().lifetime();
-        loop {
-            let previous = self.store.grant(&key.provider, &key.subject).await.unwrap().map(|row| row.generation);
-            let now = self.clock.now().wall;
-            let access = access.clone().map(|token| Access {
-                token,
-                obtained_at: now,
-                expires_at: lifetime.map(|lifetime| now + lifetime),
-            });
-            let row = Row {
-                provider: key.provider.clone(),
-                subject: key.subject.clone(),
-                generation: previous.map_or(1, |generation| generation + 1),
-                target: (*key.target).clone(),
-                refresh_token: Some(refresh_token.clone()),
-                access,
-                granted_scopes: None,
-                state: State::Connected,
-                intent: None,
-                renewed_at: None,
-                stored_at: now,
-            };
-            // A renewal may be under way.
-            if self.store.put(row, previous).await.unwrap() == Put::Done {
-                return;
-            }
-        }
+        let now = self.clock.now().wall;
+        let access =
+            access.map(|token| Access { token, obtained_at: now, expires_at: lifetime.map(|lifetime| now + lifetime) });
+        let row = Row::new(key.provider.clone(), key.subject.clone(), (*key.target).clone(), now);
+        // A renewal may be under way.
+        self.store.replace(Row { refresh_token: Some(refresh_token), access, ..row }).await.unwrap();
     }
 
     pub async fn row(&self, key: &Key) -> Row {
@@ -196,18 +176,12 @@ impl World {
 }
 
 pub(super) fn provider(name: &str, grant: Grant) -> Provider {
+    let token = format!("https://{name}.test/token").parse().unwrap();
     Provider {
-        name: name.parse().unwrap(),
-        endpoint: Endpoint::Token(format!("https://{name}.test/token").parse().unwrap()),
-        client_id: "id".into(),
+        endpoints: Endpoints { token: Some(token), ..Endpoints::default() },
         client_secret: Some(Secret::new("secret")),
         client_auth: ClientAuth::Basic,
-        grant,
-        target: Target::default(),
-        params: Vec::new(),
-        refresh_on: Vec::new(),
-        refresh_before: Duration::from_secs(300),
-        default_lifetime: None,
+        ..Provider::new(name.parse().unwrap(), "id", grant)
     }
 }
 
@@ -221,7 +195,7 @@ pub(super) fn failures(watch: &mut tokio::sync::broadcast::Receiver<Event>) -> V
     std::iter::from_fn(|| watch.try_recv().ok())
         .filter_map(|event| match event {
             Event::Token(token) => Some(token.what),
-            Event::Request(_) => None,
+            Event::Request(_) | Event::Missing(_) => None,
         })
         .filter_map(|what| match what {
             TokenChange::Failed { code, .. } => Some(code),

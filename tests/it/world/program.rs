@@ -36,6 +36,7 @@ impl Home {
     pub fn with_provider() -> Self {
         Self::with(
             "listen: 127.0.0.1:0
+admin: 127.0.0.1:0
 providers:
   main:
     token_endpoint: https://auth.test/token

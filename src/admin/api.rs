@@ -1,0 +1,75 @@
+//! The JSON API: lists connections, and disconnects. Its third call, which starts a consent, is the consent's own.
+
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::Response;
+use axum::routing::{MethodRouter, delete, get};
+use serde_json::{Value, json};
+
+use super::{Admin, subject, told};
+use crate::connections::Connection;
+use crate::names::ProviderName;
+use crate::tokens::Revocation;
+use crate::web::{json_response, problem, written};
+
+pub(super) fn router() -> Router<Admin> {
+    Router::new().route("/v1/connections", get(list)).route("/v1/connections/{provider}/{user}", delete(leave))
+}
+
+/// The description of the API, which is no secret.
+pub(super) fn description() -> MethodRouter {
+    get(|| async { ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")) })
+}
+
+async fn list(State(admin): State<Admin>) -> Response {
+    let now = admin.parts().clock.now().wall;
+    match admin.connections().await {
+        Ok(all) => {
+            let all: Vec<Value> = all.iter().map(|connection| to_json(&admin, connection, now)).collect();
+            json_response(StatusCode::OK, &json!({ "connections": all }))
+        }
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.code(), &error.to_string(), &error.hint()),
+    }
+}
+
+fn to_json(admin: &Admin, connection: &Connection, now: SystemTime) -> Value {
+    let links = &admin.parts().links;
+    let user = connection.user().filter(|_| connection.by_consent);
+    let connect_url = user.and_then(|user| links.for_user(&connection.provider, user, &[], now));
+    json!({
+        "provider": connection.provider.as_str(),
+        "title": connection.title,
+        "user": connection.user().map(|user| user.as_str()),
+        "state": connection.state,
+        "reason": connection.reason,
+        "scopes": connection.scopes,
+        "expires_at": connection.expires_at.and_then(written),
+        "renewed_at": connection.renewed_at.and_then(written),
+        "connect_url": connect_url.map(String::from),
+    })
+}
+
+async fn leave(State(admin): State<Admin>, Path((provider, user)): Path<(String, String)>) -> Response {
+    let none = || {
+        problem(
+            StatusCode::NOT_FOUND,
+            "not_connected",
+            "there is no such connection",
+            "`GET /v1/connections` lists them",
+        )
+    };
+    let (Ok(provider), Some(subject)) = (provider.parse::<ProviderName>(), subject(&user)) else { return none() };
+    match admin.disconnect(&provider, &subject).await {
+        Ok(None) => none(),
+        Ok(Some(revocation)) => {
+            let why = (revocation != Revocation::Done).then(|| told(&revocation, admin.provider(&provider)));
+            let revoked = revocation == Revocation::Done;
+            json_response(StatusCode::OK, &json!({ "disconnected": true, "revoked": revoked, "why": why }))
+        }
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.code(), &error.to_string(), &error.hint()),
+    }
+}

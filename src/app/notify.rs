@@ -1,0 +1,96 @@
+//! Tells whoever is configured to be told that a user has to connect: a webhook, a command.
+
+use std::collections::HashMap;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::Command;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::drain::Drain;
+use crate::events::{Event, Events, Missing};
+use crate::names::ProviderName;
+use crate::oauth::{OnMissing, Provider};
+use crate::secret::Secret;
+use crate::upstream::Calls;
+
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(30);
+/// As much of a webhook's answer as is read.
+const ANSWER: usize = 4 << 10;
+
+/// Waits for what is to be told.
+pub(super) struct Notifier {
+    told: HashMap<ProviderName, OnMissing>,
+    calls: Arc<Calls>,
+    events: broadcast::Receiver<Event>,
+    drain: Drain,
+}
+
+impl Notifier {
+    pub(super) fn new(providers: &[Arc<Provider>], calls: Arc<Calls>, events: &Events, drain: &Drain) -> Self {
+        let wanted = providers
+            .iter()
+            .filter(|provider| provider.on_missing.webhook.is_some() || !provider.on_missing.command.is_empty());
+        let told = wanted.map(|provider| (provider.name.clone(), provider.on_missing.clone())).collect();
+        Self { told, calls, events: events.watch(), drain: drain.clone() }
+    }
+
+    /// Tells, until the stop begins. Where nobody is to be told, it watches nothing.
+    pub(super) async fn run(self) {
+        let Self { told, calls, mut events, drain } = self;
+        if told.is_empty() {
+            return;
+        }
+        let stop = drain.started();
+        tokio::pin!(stop);
+        loop {
+            let event = tokio::select! {
+                () = &mut stop => return,
+                event = events.recv() => event,
+            };
+            match event {
+                Ok(Event::Missing(missing)) => {
+                    let Some(whom) = told.get(&missing.provider).cloned() else { continue };
+                    // Side by side: a webhook that hangs must not keep the next user waiting.
+                    tokio::spawn(tell(calls.clone(), whom, missing));
+                }
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+async fn tell(calls: Arc<Calls>, whom: OnMissing, missing: Missing) {
+    let provider = &missing.provider;
+    if let Some(url) = &whom.webhook {
+        let message = json!({
+            "event": "not_connected",
+            "provider": provider.as_str(),
+            "title": missing.title,
+            "user": missing.user.as_str(),
+            "connect_url": missing.connect_url,
+            "waits_s": missing.wait.map(|wait| wait.as_secs()),
+        });
+        match calls.post_json(url, &Secret::new(message.to_string()), ANSWER).await {
+            Ok(reply) if reply.status.is_success() => {}
+            Ok(reply) => tracing::warn!(%provider, status = reply.status.as_u16(), "the webhook refused the message"),
+            Err(error) => tracing::warn!(%provider, %error, "the webhook could not be told"),
+        }
+    }
+    if let Some((program, arguments)) = whom.command.split_first() {
+        // Never through a shell: the link is one argument, whatever is in it.
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&missing.connect_url).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(COMMAND, command.status()).await {
+            Ok(Ok(status)) if status.success() => {}
+            Ok(Ok(status)) => tracing::warn!(%provider, %status, "the command that tells a user failed"),
+            Ok(Err(error)) => tracing::warn!(%provider, %error, "the command that tells a user does not start"),
+            Err(_) => tracing::warn!(%provider, "the command that tells a user took longer than 30 s, and was ended"),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Who sends a request, and for whom: any caller when there are no agents, else one that proves who it is.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::HeaderMap;
+use http::header::PROXY_AUTHORIZATION;
+use zeroize::Zeroizing;
+
+use super::reject::Reject;
+use crate::names::{ProviderName, UserName};
+use crate::secret::Secret;
+
+/// How long a wrong answer takes, so that guessing is slow; a right one is never held up.
+const WRONG: Duration = Duration::from_secs(1);
+/// How many wrong answers may be waiting. Beyond, they are given at once: they must not pile up.
+const WRONG_AT_ONCE: usize = 32;
+
+/// One entry of `agents:` in `proxy.yaml`.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// What logs call it.
+    pub name: String,
+    /// The password of its proxy credentials: it says which agent this is.
+    pub secret: Secret,
+    /// For whom it may act.
+    pub users: Users,
+    /// Whose tokens it may use; all when there is no list.
+    pub providers: Option<Vec<ProviderName>>,
+}
+
+/// For whom an agent may act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Users {
+    /// For everyone.
+    All,
+    /// For these.
+    These(Vec<UserName>),
+}
+
+impl Users {
+    fn allow(&self, user: &UserName) -> bool {
+        match self {
+            Users::All => true,
+            Users::These(these) => these.contains(user),
+        }
+    }
+}
+
+/// Who sends a request, and for whom.
+#[derive(Clone)]
+pub(super) struct Caller {
+    /// For whom.
+    pub user: UserName,
+    agent: Option<Arc<Agent>>,
+}
+
+impl Caller {
+    /// Whether the caller may use a provider's tokens.
+    ///
+    /// # Errors
+    /// When its agent may not.
+    pub fn may_use(&self, provider: &ProviderName) -> Result<(), Reject> {
+        match self.agent.as_ref().and_then(|agent| Some((agent, agent.providers.as_ref()?))) {
+            Some((agent, allowed)) if !allowed.contains(provider) => {
+                Err(Reject::ProviderNotAllowed { agent: agent.name.clone(), provider: provider.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The agent's name, if it has one.
+    pub fn agent(&self) -> Option<&str> {
+        self.agent.as_ref().map(|agent| agent.name.as_str())
+    }
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} for {:?}", self.agent(), self.user)
+    }
+}
+
+/// The door: knows the agents, and whom to act for where there are none.
+pub(super) struct Door {
+    agents: Vec<Arc<Agent>>,
+    user: UserName,
+    waiting: AtomicUsize,
+}
+
+impl Door {
+    pub fn new(agents: Vec<Arc<Agent>>, user: UserName) -> Self {
+        Self { agents, user, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Who sends a request with these fields. Every request is looked at anew: a connection proves nothing (LST-009).
+    ///
+    /// # Errors
+    /// 407 without credentials that are right, and 403 for a user that the agent may not act for.
+    pub async fn admit(&self, headers: &HeaderMap) -> Result<Caller, Reject> {
+        if self.agents.is_empty() {
+            return Ok(Caller { user: self.user.clone(), agent: None });
+        }
+        let Some(given) = headers.get(PROXY_AUTHORIZATION) else {
+            return Err(Reject::Unauthenticated { wrong: false });
+        };
+        let credentials = Credentials::read(given.as_bytes());
+        let known = credentials.and_then(|given| Some((self.agent(&given.secret)?, given.user)));
+        let Some((agent, user)) = known else {
+            self.hold_up().await;
+            return Err(Reject::Unauthenticated { wrong: true });
+        };
+        let user = match (user.as_str(), &agent.users) {
+            // A client that can send no user name: it is clear whom it means when there is one only.
+            ("", Users::These(these)) if these.len() == 1 => these[0].clone(),
+            (name, _) => name.parse().map_err(|_| Reject::Unauthenticated { wrong: true })?,
+        };
+        if !agent.users.allow(&user) {
+            return Err(Reject::UserNotAllowed { agent: agent.name.clone(), user });
+        }
+        Ok(Caller { user, agent: Some(agent) })
+    }
+
+    /// The agent whose secret this is. All are compared, each in a time that tells nothing.
+    fn agent(&self, secret: &Secret) -> Option<Arc<Agent>> {
+        let mut found = None;
+        for agent in &self.agents {
+            if agent.secret == *secret {
+                found = Some(agent.clone());
+            }
+        }
+        found
+    }
+
+    async fn hold_up(&self) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) < WRONG_AT_ONCE {
+            tokio::time::sleep(WRONG).await;
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Basic credentials (RFC 7617).
+struct Credentials {
+    user: String,
+    secret: Secret,
+}
+
+impl Credentials {
+    fn read(value: &[u8]) -> Option<Self> {
+        let (scheme, encoded) = value.split_at_checked(6)?;
+        // PySocks writes the scheme in lower case.
+        if !scheme.eq_ignore_ascii_case(b"basic ") {
+            return None;
+        }
+        let decoded = Zeroizing::new(BASE64_STANDARD.decode(encoded.trim_ascii()).ok()?);
+        let (user, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+        Some(Self { user: user.to_owned(), secret: Secret::new(secret) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn door() -> Door {
+        let agent = |name: &str, users, providers: Option<&[&str]>| {
+            let secret = Secret::new(format!("secret-of-{name}"));
+            let providers = providers.map(|names| names.iter().map(|name| name.parse().unwrap()).collect());
+            Arc::new(Agent { name: name.into(), secret, users, providers })
+        };
+        let these = |names: &[&str]| Users::These(names.iter().map(|name| name.parse().unwrap()).collect());
+        let agents = vec![
+            agent("researcher", these(&["alice", "bob"]), Some(&["github"])),
+            agent("secretary", these(&["alice"]), None),
+            agent("operator", Users::All, None),
+        ];
+        Door::new(agents, UserName::default())
+    }
+
+    async fn come(door: &Door, value: Option<&str>) -> Result<Caller, &'static str> {
+        let mut headers = HeaderMap::new();
+        headers.extend(value.map(|value| (PROXY_AUTHORIZATION, HeaderValue::try_from(value).unwrap())));
+        door.admit(&headers).await.map_err(|reject| reject.code())
+    }
+
+    fn basic(pair: &str) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(pair))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_secret_says_who_it_is_and_the_name_for_whom() {
+        // LST-008, LST-013
+        let door = door();
+        for (pair, who) in [
+            ("alice:secret-of-researcher", Ok((Some("researcher"), "alice"))),
+            ("bob:secret-of-researcher", Ok((Some("researcher"), "bob"))),
+            ("carol:secret-of-researcher", Err("user_not_allowed")),
+            (":secret-of-researcher", Err("proxy_authentication_required")),
+            (":secret-of-secretary", Ok((Some("secretary"), "alice"))),
+            ("bob:secret-of-secretary", Err("user_not_allowed")),
+            ("anyone at all:secret-of-operator", Ok((Some("operator"), "anyone at all"))),
+            ("alice:secret-of-researche", Err("proxy_authentication_required")),
+            ("alice:", Err("proxy_authentication_required")),
+            ("alice", Err("proxy_authentication_required")),
+        ] {
+            let came = come(&door, Some(&basic(pair))).await;
+            let came = came.as_ref().map(|caller| (caller.agent(), caller.user.as_str())).map_err(|code| *code);
+            assert_eq!(came, who, "{pair}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_basic_credential_is_refused() {
+        // LST-008
+        let door = door();
+        let right = BASE64_STANDARD.encode("alice:secret-of-researcher");
+        assert!(come(&door, Some(&format!("bASIC {right}"))).await.is_ok());
+        let huge = format!("Basic {}", "A".repeat(100_000));
+        for wrong in [&format!("Bearer {right}"), &right, "Basic", "Basic ", "", "Basic %%%", "Basic /w==", &huge] {
+            assert_eq!(come(&door, Some(wrong)).await.err(), Some("proxy_authentication_required"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_wrong_answers_are_slow() {
+        // LST-008
+        let door = door();
+        let start = Instant::now();
+        come(&door, Some(&basic("alice:secret-of-researcher"))).await.unwrap();
+        come(&door, None).await.unwrap_err();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let (basic_wrong, basic_right) = (basic("alice:guess"), basic("alice:secret-of-researcher"));
+        let (wrong, right) = tokio::join!(come(&door, Some(&basic_wrong)), async {
+            let came = come(&door, Some(&basic_right)).await;
+            assert_eq!(start.elapsed(), Duration::ZERO);
+            came
+        });
+        assert!(wrong.is_err() && right.is_ok());
+        assert_eq!(start.elapsed(), WRONG);
+    }
+
+    #[tokio::test]
+    async fn an_agent_uses_its_own_providers_only() {
+        let door = door();
+        let may = |caller: &Caller, name: &str| caller.may_use(&name.parse().unwrap()).map_err(|reject| reject.code());
+        let researcher = come(&door, Some(&basic("bob:secret-of-researcher"))).await.unwrap();
+        assert_eq!((may(&researcher, "github"), may(&researcher, "slack")), (Ok(()), Err("provider_not_allowed")));
+        let secretary = come(&door, Some(&basic("alice:secret-of-secretary"))).await.unwrap();
+        assert_eq!(may(&secretary, "slack"), Ok(()));
+        let anyone = Door::new(Vec::new(), "ada".parse().unwrap());
+        let caller = come(&anyone, Some(&basic("bob:whatever"))).await.unwrap();
+        assert_eq!((caller.user.as_str(), may(&caller, "slack")), ("ada", Ok(())));
+    }
+}

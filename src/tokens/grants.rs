@@ -1,0 +1,327 @@
+//! Grants that come and go while the sidecar runs: by consent, by disconnect, and by what other processes store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use url::Url;
+
+use super::known::{Asked, Known, NoEndpoint, Refusal, Revocation};
+use super::slot::Slot;
+use super::{Bearer, Cause, Inner, Key, TokenError, Tokens};
+use crate::events::TokenChange;
+use crate::names::{ProviderName, Subject, UserName};
+use crate::oauth::Endpoint;
+use crate::oauth::grant::{Ask, TokenRequest};
+use crate::oauth::wire::Failure;
+use crate::secret::Secret;
+use crate::store::{Row, StoreError};
+use crate::upstream::{CallError, Reply};
+
+/// How often it is looked whether another process has written to the store.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long to wait before a grant that could not be stored is tried again.
+const STORE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+
+/// What shows that a user has consented.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// A code, from the user's browser (RFC 6749 section 4.1).
+    Code {
+        /// The code.
+        code: Secret,
+        /// What it was asked for with (RFC 7636).
+        verifier: Secret,
+        /// The redirect URI that it was asked for with.
+        redirect_uri: String,
+    },
+    /// A device code (RFC 8628).
+    DeviceCode(Secret),
+}
+
+impl Proof {
+    fn ask(&self) -> Ask<'_> {
+        match self {
+            Proof::Code { code, verifier, redirect_uri } => Ask::Code { code, verifier, redirect_uri },
+            Proof::DeviceCode(code) => Ask::DeviceCode(code),
+        }
+    }
+}
+
+/// What a user has granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    /// The scopes, as far as the provider or our request names them.
+    pub scopes: Vec<String>,
+    /// How long the first token lives, if that is known.
+    pub lifetime: Option<Duration>,
+    /// Whether the grant can be renewed without the user.
+    pub renewable: bool,
+}
+
+/// Why a consent brought no grant.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// The provider, or the way to it.
+    #[error("{0}")]
+    Provider(#[from] Failure),
+    /// Where to ask is not known.
+    #[error("{0}")]
+    Nowhere(String),
+    /// The grant could not be stored, and has been given back.
+    #[error("the grant cannot be stored: {0}")]
+    Store(StoreError),
+}
+
+/// Where a browser is sent for a consent, and who must have answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorizer {
+    /// The authorization endpoint.
+    pub endpoint: Url,
+    /// The issuer that `iss` has to name, if one is known (RFC 9207).
+    pub issuer: Option<Url>,
+    /// Whether the answer has to have an `iss`.
+    pub names_itself: bool,
+}
+
+impl Tokens {
+    /// Where users of a provider consent.
+    ///
+    /// # Errors
+    /// In words, when it is not known or cannot be found out.
+    pub async fn authorizer(&self, provider: &ProviderName) -> Result<Authorizer, String> {
+        let known = self.known(provider)?;
+        let servers = &*self.inner.servers;
+        let endpoint = known.endpoint(Endpoint::Authorization, servers).await.map_err(|none| none.to_string())?;
+        let issuer = known.provider.endpoints.issuer.clone();
+        let names_itself = known.discovered().is_some_and(|metadata| metadata.names_itself);
+        Ok(Authorizer { endpoint, issuer, names_itself })
+    }
+
+    /// Where a device flow of a provider begins (RFC 8628).
+    ///
+    /// # Errors
+    /// In words, when it is not known or cannot be found out.
+    pub async fn device_authorization_endpoint(&self, provider: &ProviderName) -> Result<Url, String> {
+        let known = self.known(provider)?;
+        let found = known.endpoint(Endpoint::DeviceAuthorization, &*self.inner.servers).await;
+        found.map_err(|none| none.to_string())
+    }
+
+    /// Sends a provider something else than a token request.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub async fn post(&self, request: TokenRequest) -> Result<Reply, CallError> {
+        self.inner.servers.post(request).await
+    }
+
+    /// Turns a user's consent into a stored grant, and has it used from now on. `further` are the scopes that were asked
+    /// for besides the configured ones.
+    ///
+    /// It goes on when nobody waits for it any more: the code is good once, and what it brought must be kept.
+    ///
+    /// # Errors
+    /// See [`GrantError`].
+    pub async fn grant(
+        &self,
+        provider: &ProviderName,
+        user: &UserName,
+        proof: Proof,
+        further: Vec<String>,
+    ) -> Result<Granted, GrantError> {
+        let known = self.known(provider).map_err(GrantError::Nowhere)?;
+        let key =
+            Key { provider: provider.clone(), subject: Subject::User(user.clone()), target: known.target.clone() };
+        let inner = self.inner.clone();
+        let granting = self.inner.drain.spawn(async move { inner.grant(&known, &key, &proof, further).await });
+        granting.await.unwrap_or_else(|_| Err(GrantError::Nowhere("the consent broke off".into())))
+    }
+
+    /// Removes a user's grant and gives it back to the provider; nothing when there is none.
+    ///
+    /// The removal comes first: whatever the provider says, this sidecar uses the grant no more.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn disconnect(
+        &self,
+        provider: &ProviderName,
+        subject: &Subject,
+    ) -> Result<Option<Revocation>, StoreError> {
+        let (inner, provider, subject) = (self.inner.clone(), provider.clone(), subject.clone());
+        let leaving = self.inner.drain.spawn(async move { inner.disconnect(&provider, &subject).await });
+        leaving.await.unwrap_or_else(|_| Ok(Some(Revocation::Failed("it broke off".into()))))
+    }
+
+    /// As [`Tokens::bearer`]; where only the user is missing, waits up to `wait` for them to connect.
+    ///
+    /// # Errors
+    /// As [`Tokens::bearer`].
+    pub async fn bearer_within(&self, key: &Key, wait: Duration) -> Result<Bearer, TokenError> {
+        let slot = self.inner.slot(key);
+        let _parked = slot.park();
+        let until = Instant::now() + wait;
+        loop {
+            let mut changed = std::pin::pin!(slot.changed.notified());
+            // Before looking: what comes in between is not missed.
+            changed.as_mut().enable();
+            let missing = match self.bearer(key).await {
+                Err(error) if error.is_for_the_user() => error,
+                other => return other,
+            };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(until) => return Err(missing),
+                () = self.inner.drain.started() => return Err(missing),
+            }
+        }
+    }
+
+    /// The users that requests wait for, each with the moment since which they do.
+    pub fn waiting(&self) -> Vec<(Key, Instant)> {
+        let slots = self.inner.slots.iter();
+        let mut waiting: Vec<_> = slots.filter_map(|slot| Some((slot.key().clone(), slot.parked_since()?))).collect();
+        waiting.sort_by_key(|(_, since)| *since);
+        waiting
+    }
+
+    /// Follows what other processes write to the store, until the stop begins: a new grant is used at once, and a
+    /// removed one no more.
+    pub async fn follow_store(&self) {
+        let stop = self.inner.drain.started();
+        let mut stop = std::pin::pin!(stop);
+        let mut seen = self.inner.store.revision().await.ok();
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let revision = self.inner.store.revision().await.ok();
+            if revision.is_none() || revision == seen {
+                continue;
+            }
+            if self.reconcile().await.is_ok() {
+                seen = revision;
+            }
+        }
+    }
+
+    /// Holds what is in memory against what is in the store.
+    async fn reconcile(&self) -> Result<(), StoreError> {
+        let stored = self.inner.store.generations().await?;
+        let slots: Vec<Arc<Slot>> = self.inner.slots.iter().map(|slot| slot.value().clone()).collect();
+        for slot in slots {
+            if slot.key.subject == Subject::Client {
+                continue;
+            }
+            let names = (slot.key.provider.clone(), slot.key.subject.clone());
+            match (stored.get(&names), slot.generation()) {
+                (None, Some(_)) => slot.forget(),
+                (Some(_), None) => slot.awake(),
+                (Some(stored), Some(held)) if *stored > held => {
+                    let mut state = slot.lock();
+                    // The token at hand serves until the new one is there.
+                    drop(Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {
+        let known = self.inner.providers.get(provider).cloned();
+        known.ok_or_else(|| format!("no provider is named `{provider}`"))
+    }
+}
+
+impl Inner {
+    async fn grant(
+        &self,
+        known: &Known,
+        key: &Key,
+        proof: &Proof,
+        further: Vec<String>,
+    ) -> Result<Granted, GrantError> {
+        let endpoint = known.endpoint(Endpoint::Token, &*self.servers).await;
+        let endpoint = endpoint.map_err(|none: NoEndpoint| GrantError::Nowhere(none.to_string()))?;
+        let asked = known.ask(&*self.servers, &self.clock, &endpoint, proof.ask()).await;
+        let asked = asked.map_err(|refusal| match refusal {
+            Refusal::Unsent(why) => Failure::Transient { why, retry_after: None },
+            Refusal::Failed(failure) => failure,
+        })?;
+
+        let answer = &asked.answer;
+        let row = Row {
+            refresh_token: answer.refresh_token.clone(),
+            access: Some(known.access(&asked)),
+            granted_scopes: answer.scopes.clone(),
+            further_scopes: further.clone(),
+            renewed_at: Some(asked.sent.wall),
+            ..Row::new(key.provider.clone(), key.subject.clone(), (*key.target).clone(), asked.sent.wall)
+        };
+        let generation = match self.keep(row).await {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.give_back(known, &asked).await;
+                return Err(GrantError::Store(error));
+            }
+        };
+        let lifetime = known.lifetime(answer);
+        let took = self.clock.now().instant - asked.sent.instant;
+        self.slot(key).granted(known.token(&asked, generation));
+        self.tell(key, TokenChange::Obtained { cause: "consent", lifetime, generation, took });
+        let scopes = answer.scopes.clone().unwrap_or_else(|| union(&known.target.scopes, &further));
+        Ok(Granted { scopes, lifetime, renewable: answer.refresh_token.is_some() })
+    }
+
+    /// Stores a new grant; a store that fails for a moment must not cost the user their consent.
+    async fn keep(&self, row: Row) -> Result<u64, StoreError> {
+        for wait in STORE_AGAIN {
+            match self.store.replace(row.clone()).await {
+                Ok(generation) => return Ok(generation),
+                Err(error) => tracing::warn!(provider = %row.provider, subject = %row.subject, %error,
+                    "a new grant could not be stored; it is tried again"),
+            }
+            tokio::time::sleep(wait).await;
+        }
+        self.store.replace(row).await
+    }
+
+    async fn give_back(&self, known: &Known, asked: &Asked) {
+        let (token, renews) = asked.answer.what_to_revoke();
+        let _ = known.revoke(&*self.servers, token, renews).await;
+    }
+
+    async fn disconnect(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Revocation>, StoreError> {
+        let Some(removed) = self.store.remove(provider, subject).await? else { return Ok(None) };
+        let slots = self.slots.iter().map(|slot| slot.value().clone());
+        let concerned = slots.filter(|slot| slot.key.provider == *provider && slot.key.subject == *subject);
+        concerned.collect::<Vec<_>>().iter().for_each(|slot| slot.forget());
+        let key = (provider.clone(), subject.clone());
+        self.tell_of(key, TokenChange::Disconnected);
+        let token = match (&removed.refresh_token, &removed.access_token) {
+            (Some(token), _) => Some((token, true)),
+            (None, Some(token)) => Some((token, false)),
+            (None, None) => None,
+        };
+        let revocation = match (self.providers.get(provider), token) {
+            (Some(known), Some((token, renews))) => known.revoke(&*self.servers, token, renews).await,
+            (None, _) => Revocation::Failed("it is no longer configured".into()),
+            (_, None) => Revocation::Failed("what is stored of it does not open".into()),
+        };
+        if let Revocation::Failed(why) = &revocation {
+            tracing::warn!(%provider, %subject, why, "the grant is forgotten here, but not revoked at the provider");
+        }
+        Ok(Some(revocation))
+    }
+}
+
+/// All scopes of both, sorted.
+fn union(some: &[String], others: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = some.iter().chain(others).cloned().collect();
+    all.sort();
+    all.dedup();
+    all
+}
