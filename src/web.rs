@@ -128,7 +128,12 @@ impl Guard {
         if !headers.contains_key(ORIGIN) {
             return true;
         }
-        let origin = one(headers, ORIGIN.as_str()).and_then(|origin| Url::parse(origin).ok());
+        let origin = one(headers, ORIGIN.as_str());
+        if origin == Some("null") {
+            // So says a browser of a page that was told to send no referrer, as ours are; no page can say the other.
+            return one(headers, "sec-fetch-site") == Some("same-origin");
+        }
+        let origin = origin.and_then(|origin| Url::parse(origin).ok());
         origin.is_some_and(|origin| {
             let scheme = origin.scheme() == self.inner.base.scheme() || origin.scheme() == "http";
             scheme && authority(&origin).is_some_and(|authority| self.inner.hosts.contains(&authority))
@@ -449,6 +454,10 @@ mod tests {
         assert_eq!(ask(&router, "POST", "/change", &from_elsewhere("navigate", "document")).await.status(), 403);
         let own = [HERE, ("origin", "http://127.0.0.1:3129"), ("sec-fetch-site", "same-origin")];
         assert_eq!(ask(&router, "POST", "/change", &own).await.status(), 200);
+        let unnamed = [HERE, ("origin", "null"), ("sec-fetch-site", "same-origin")];
+        assert_eq!(ask(&router, "POST", "/change", &unnamed).await.status(), 200);
+        let elsewhere = [HERE, ("origin", "null"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(ask(&router, "POST", "/change", &elsewhere).await.status(), 403);
     }
 
     #[tokio::test(start_paused = true)]
