@@ -1,5 +1,6 @@
 //! `sidebearer demo`: the whole product with a provider of its own, told line by line.
 
+mod consent;
 mod servers;
 
 use std::ffi::OsString;
@@ -71,9 +72,10 @@ fn settings(servers: &Servers, folder: &Path) -> Result<Settings, CliError> {
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|error| cannot(io::Error::other(error)))?;
     let key = BASE64_STANDARD.encode(key);
-    let (root, store, at) = (root.display(), folder.join("store"), servers.address());
+    let (root, store, at, issuer) = (root.display(), folder.join("store"), servers.address(), servers.issuer());
     let text = format!(
         "listen: 127.0.0.1:0
+admin: 127.0.0.1:0
 extra_ca_files: ['{root}']
 resolve:
   {AUTH}:443: {at}
@@ -84,7 +86,21 @@ providers:
     client_id: {CLIENT_ID}
     client_secret: ${{CLIENT_SECRET}}
     client_credentials: {{}}
+  calendar:
+    title: Demo Calendar
+    issuer: {issuer}
+    authorization_endpoint: {issuer}/authorize
+    token_endpoint: https://{AUTH}/token
+    revocation_endpoint: https://{AUTH}/revoke
+    allow_http: true
+    client_id: {CLIENT_ID}
+    client_secret: ${{CLIENT_SECRET}}
+    authorization_code:
+      scopes: [events.read, events.write]
 routes:
+  - host: {API}
+    paths: [/calendar]
+    provider: calendar
   - host: {API}
     provider: demo
 store:
@@ -109,6 +125,7 @@ struct Story {
     /// The same agent with HTTPS_PROXY and the CA.
     agent: Client,
     proxy: String,
+    dashboard: String,
     ca: String,
     events: Receiver<Event>,
     /// Whether the last event was a request.
@@ -130,6 +147,7 @@ impl Story {
             direct: direct.map_err(failed)?,
             agent: agent.map_err(failed)?,
             proxy,
+            dashboard: app.admin.map(|admin| format!("http://{admin}/")).unwrap_or_default(),
             ca: app.ca_files.ca.display().to_string(),
             events: app.events.watch(),
             at_hand: false,
@@ -153,8 +171,14 @@ impl Story {
         say("\n5. The next call meets a 401 on its way, and the agent does not notice.");
         self.call(&self.agent.clone()).await?;
 
+        say("\n6. Another call acts for a user, who has not connected their calendar. The answer says how.");
+        self.call_at(&self.agent.clone(), "calendar").await?;
+        say("   you       open that link, press Continue and Allow, and repeat the call below");
+
+        say(&format!("\nThe dashboard: {}", self.dashboard));
         say("\nIt stays up. Try it by hand from another terminal:");
         say(&format!("  curl --proxy {} --cacert {} https://{API}/me", self.proxy, self.ca));
+        say(&format!("  curl --proxy {} --cacert {} https://{API}/calendar", self.proxy, self.ca));
         say(&format!("  curl --proxy {} --cacert {} -X POST https://{API}/revoke", self.proxy, self.ca));
         say("or give an agent these variables (`sidebearer env` prints all of them, for a sidecar of yours):");
         for (name, value) in variables.iter().filter(|(name, _)| SHOWN.contains(&name.as_str())) {
@@ -164,16 +188,20 @@ impl Story {
         self.watch().await
     }
 
-    /// Makes a call, and tells what the agent saw after what happened on the way.
     async fn call(&mut self, client: &Client) -> Result<(), CliError> {
-        let url = format!("https://{API}/me");
+        self.call_at(client, "me").await
+    }
+
+    /// Makes a call, and tells what the agent saw after what happened on the way.
+    async fn call_at(&mut self, client: &Client, path: &str) -> Result<(), CliError> {
+        let url = format!("https://{API}/{path}");
         let response = client.get(&url).send().await.map_err(failed)?;
         let status = response.status();
         let body = response.text().await.map_err(failed)?;
         while let Ok(event) = self.events.try_recv() {
             self.show(&event);
         }
-        say(&format!("   agent     GET {url} -> {status} {}", body.trim()));
+        say(&format!("   agent     GET {url} -> {status} {}", summary(&body)));
         Ok(())
     }
 
@@ -199,6 +227,16 @@ impl Story {
     }
 }
 
+/// An API's answer as it is; of one of the proxy's own, what matters here.
+fn summary(body: &str) -> String {
+    let problem = serde_json::from_str::<serde_json::Value>(body).ok();
+    let link = problem.as_ref().and_then(|problem| problem["connect_url"].as_str());
+    link.map_or_else(
+        || body.trim().to_owned(),
+        |url| format!("{{\"code\":\"not_connected\",\"connect_url\":\"{url}\",...}}"),
+    )
+}
+
 fn told(what: &TokenChange) -> String {
     match what {
         TokenChange::Obtained { cause, lifetime, generation, took } => {
@@ -206,6 +244,7 @@ fn told(what: &TokenChange) -> String {
             let why = match *cause {
                 "rejected" => "renewed, because the API rejected the last one",
                 "ahead" => "renewed ahead of its end",
+                "consent" => "given by the user",
                 _ => "fetched from the provider",
             };
             format!("{why}: number {generation}, good for {lifetime}, in {:.1} ms", took.as_secs_f64() * 1000.0)

@@ -266,7 +266,7 @@ async fn the_demo_survives_a_401_and_no_proxy_of_the_environment_is_asked() {
     let story = demo.says("Ctrl-C ends it").await;
     let answers: Vec<_> = story.iter().filter(|line| line.contains("agent     GET")).collect();
     let statuses: Vec<_> = answers.iter().map(|line| line.split(" -> ").nth(1).unwrap().get(..3).unwrap()).collect();
-    assert_eq!(statuses, ["401", "200", "200", "200"]);
+    assert_eq!(statuses, ["401", "200", "200", "200", "403"]);
     assert!(story.iter().any(|line| line.contains("sent twice")), "{story:?}");
     soon(async { demo.gets(Signal::INT) }).await;
     assert_eq!(demo.ends().await, 0);
