@@ -120,11 +120,7 @@ enum Command {
         json: bool,
     },
     /// The variables that an agent needs: eval "$(sidebearer env)".
-    Env {
-        /// The shell that is to read them.
-        #[arg(long, value_enum, default_value_t)]
-        shell: env::Syntax,
-    },
+    Env(env::Options),
     /// The local CA that agents trust.
     Ca(ca::Options),
     /// Look after the store.
@@ -169,7 +165,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Check { url: Some(url), method, user, json, .. } => {
             check::call(&settings()?, &check::Call { url, method, user }, json).await
         }
-        Command::Env { shell } => env::env(&settings()?, shell),
+        Command::Env(options) => env::env(&settings()?, &options),
         Command::Ca(options) => ca::ca(&settings()?, &options).await,
         Command::Store { command } => store::store(&settings()?, &command).await,
         Command::Schema => {

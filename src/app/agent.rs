@@ -4,11 +4,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use url::Url;
+
 use crate::ca::files::{CaFiles, TRUSTSTORE_PASSWORD};
 use crate::config::{self, Settings};
 use crate::oauth::Provider;
 use crate::routes::{Action, Routes};
-use crate::secret::PLACEHOLDER;
+use crate::secret::{PLACEHOLDER, Secret};
 
 /// Where clients look for a proxy. With a scheme: several of them refuse `host:port`.
 const PROXY: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
@@ -64,14 +66,24 @@ pub fn placeholders(settings: &Settings, inherited: &dyn Fn(&str) -> Option<Stri
     names.into_iter().map(|name| (name, PLACEHOLDER.to_owned())).collect()
 }
 
+/// Has the variables name an agent and its user, percent-encoded, where a client takes credentials from a proxy's URL.
+pub fn name(variables: &mut [Variable], proxy: SocketAddr, user: &str, secret: &Secret) {
+    let Ok(mut url) = Url::parse(&format!("http://{proxy}")) else { return };
+    // Neither fails for a URL that has a host.
+    let _ = url.set_username(user);
+    let _ = url.set_password(Some(secret.expose()));
+    let url = url.as_str().trim_end_matches('/');
+    for (_, value) in variables.iter_mut().filter(|(name, _)| PROXY.contains(&name.as_str())) {
+        url.clone_into(value);
+    }
+}
+
 /// The variables as an operator copies them: from nobody's environment, and with a secret to be filled in where agents
 /// have them.
 pub fn shown(settings: &Settings, proxy: SocketAddr, files: &CaFiles) -> Vec<Variable> {
     let mut all = variables(proxy, files, &|_| None);
     if !settings.agents.is_empty() {
-        for (_, value) in all.iter_mut().filter(|(name, _)| PROXY.contains(&name.as_str())) {
-            *value = format!("http://USER:SECRET@{proxy}");
-        }
+        name(&mut all, proxy, "USER", &Secret::new("SECRET"));
     }
     all
 }
@@ -133,5 +145,14 @@ mod tests {
         assert_eq!(value(&all, "https_proxy"), "http://127.0.0.1:3128");
         assert_eq!(value(&all, "SSL_CERT_FILE"), "/ca/bundle.pem");
         assert_eq!(value(&all, "NODE_EXTRA_CA_CERTS"), "/ca/ca.pem");
+    }
+
+    #[test]
+    fn credentials_stay_what_they_are_in_a_url() {
+        let proxy = "127.0.0.1:3128".parse().unwrap();
+        let mut all = variables(proxy, &CaFiles::within(Path::new("/ca")), &|_| None);
+        name(&mut all, proxy, "a@b.test/é", &Secret::new("p:w@x"));
+        assert_eq!(value(&all, "HTTPS_PROXY"), "http://a%40b.test%2F%C3%A9:p%3Aw%40x@127.0.0.1:3128");
+        assert!(!value(&all, "JAVA_TOOL_OPTIONS").contains("p%3Aw"));
     }
 }

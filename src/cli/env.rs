@@ -8,6 +8,8 @@ use super::CliError;
 use crate::app::agent::{self, Variable};
 use crate::ca::files::CaFiles;
 use crate::config::Settings;
+use crate::names::UserName;
+use crate::proxy::caller::Agent;
 
 /// The shell that reads them.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
@@ -21,8 +23,22 @@ pub(super) enum Syntax {
     Json,
 }
 
+/// Whose variables they are, and for which shell.
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The shell that is to read them.
+    #[arg(long, value_enum, default_value_t)]
+    shell: Syntax,
+    /// The agent, where proxy.yaml has `agents`; its secret is then in what is printed.
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
+    /// For whom the agent acts.
+    #[arg(long, default_value_t, value_name = "NAME")]
+    user: UserName,
+}
+
 /// Prints them.
-pub(super) fn env(settings: &Settings, syntax: Syntax) -> Result<u8, CliError> {
+pub(super) fn env(settings: &Settings, options: &Options) -> Result<u8, CliError> {
     let folder = std::path::absolute(&settings.ca_path).unwrap_or_else(|_| settings.ca_path.clone());
     let files = CaFiles::within(&folder);
     if settings.listen.port() == 0 {
@@ -34,9 +50,35 @@ pub(super) fn env(settings: &Settings, syntax: Syntax) -> Result<u8, CliError> {
     if !Path::new(&files.ca).exists() {
         anstream::eprintln!("note: {} is not there yet; `sidebearer run` writes it at its start", files.ca.display());
     }
-    let variables = agent::variables(settings.listen, &files, &|name| std::env::var(name).ok());
-    anstream::println!("{}", written(&variables, syntax));
+    let mut variables = agent::variables(settings.listen, &files, &|name| std::env::var(name).ok());
+    if let Some(agent) = chosen(settings, options.agent.as_deref())? {
+        agent::name(&mut variables, settings.listen, options.user.as_str(), &agent.secret);
+    }
+    anstream::println!("{}", written(&variables, options.shell));
     Ok(0)
+}
+
+/// The agent whose variables are wanted; none where agents have no names.
+fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Option<&'a Agent>, CliError> {
+    let names: Vec<_> = settings.agents.iter().map(|agent| format!("`{}`", agent.name)).collect();
+    let hint = || match names.is_empty() {
+        true => "proxy.yaml has no `agents`: leave out `--agent`".to_owned(),
+        false => format!("agents are {}", names.join(", ")),
+    };
+    match (name, settings.agents.as_slice()) {
+        (None, []) => Ok(None),
+        (None, [only]) => Ok(Some(only)),
+        (None, _) => Err(CliError::failed(
+            "whose variables? proxy.yaml has more than one agent",
+            format!("add `--agent`: {}", hint()),
+        )),
+        (Some(name), agents) => {
+            let found = agents.iter().find(|agent| agent.name == name);
+            found
+                .map(|agent| Some(&**agent))
+                .ok_or_else(|| CliError::failed(format!("no agent is named `{name}`"), hint()))
+        }
+    }
 }
 
 fn written(variables: &[Variable], syntax: Syntax) -> String {
