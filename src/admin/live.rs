@@ -9,6 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
+use crate::connections::spoken;
 use crate::drain::Drain;
 use crate::events::{Event, Events, Missing, Request, Token, TokenChange};
 
@@ -135,7 +136,7 @@ impl Moment {
         let what = format!("{} for {}", token.provider, token.subject);
         let (level, outcome, note) = match &token.what {
             TokenChange::Obtained { cause, lifetime, .. } => {
-                let lives = lifetime.map(|life| format!("good for {}", crate::connections::spoken(life)));
+                let lives = lifetime.map(|life| format!("good for {}", spoken(life)));
                 let outcome = match *cause {
                     "consent" => "connected",
                     "needed" => "fetched",
@@ -154,7 +155,7 @@ impl Moment {
 
     fn of_missing(missing: &Missing) -> Self {
         let note = match missing.wait {
-            Some(wait) => format!("a request waits up to {}", crate::connections::spoken(wait)),
+            Some(wait) => format!("a request waits up to {}", spoken(wait)),
             None => String::new(),
         };
         let what = format!("{} has to connect {}", missing.user, missing.title);

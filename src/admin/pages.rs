@@ -11,13 +11,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
 use time::OffsetDateTime;
+use url::form_urlencoded::Serializer;
 
 use super::live::Moment;
 use super::{Admin, subject, told};
 use crate::connections::{Connection, spoken};
-use crate::links::Invitation;
-use crate::names::ProviderName;
+use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::Grant;
+use crate::tokens::Revocation;
 use crate::web::{self, Browser};
 
 pub(super) fn router() -> Router<Admin> {
@@ -100,7 +101,7 @@ async fn dashboard(State(admin): State<Admin>, Query(arrival): Query<Arrival>, h
         csrf: browser.csrf(),
         version: env!("CARGO_PKG_VERSION"),
         proxy: admin.parts().proxy.to_string(),
-        rows: connections.iter().map(|connection| Row::of(&admin, connection, now)).collect(),
+        rows: connections.iter().map(|connection| Row::of(connection, now)).collect(),
         choices: choices.map(|p| Choice { name: p.name.to_string(), title: p.title.clone() }).collect(),
         waiting: waiting(&admin, now),
         recent: admin.inner.live.recent(),
@@ -113,23 +114,20 @@ async fn dashboard(State(admin): State<Admin>, Query(arrival): Query<Arrival>, h
 }
 
 impl Row {
-    fn of(admin: &Admin, connection: &Connection, now: SystemTime) -> Self {
+    fn of(connection: &Connection, now: SystemTime) -> Self {
         let expires = connection.expires_in(now).map(|left| match left.is_zero() {
             true => "expired".to_owned(),
             false => format!("in {}", spoken(left)),
         });
-        let link = |user: &str| {
-            let invitation = Invitation { user: user.to_owned(), ..Invitation::default() };
-            // Whoever sees the dashboard may invite: the link needs no ticket, and is short.
-            let query =
-                url::form_urlencoded::Serializer::new(String::new()).append_pair("user", &invitation.user).finish();
+        // Whoever sees the dashboard may invite: the link needs no ticket, and is short.
+        let link = |user: &UserName| {
+            let query = Serializer::new(String::new()).append_pair("user", user.as_str()).finish();
             format!("/connect/{}?{query}", connection.provider)
         };
-        let connect = connection.user().filter(|_| connection.by_consent).map(|user| link(user.as_str()));
+        let connect = connection.user().filter(|_| connection.by_consent).map(link);
         let is_stored = connection.generation.is_some() || connection.state.starts_with("store_");
         // What the page has a button for needs no words.
         let todo = if connection.by_consent && connection.state != "fix_configuration" { "" } else { &connection.todo };
-        let _ = admin;
         Self {
             provider: connection.provider.to_string(),
             title: connection.title.clone(),
@@ -164,7 +162,7 @@ fn waiting(admin: &Admin, now: SystemTime) -> Vec<Waiting> {
     let parts = admin.parts();
     let waits = parts.tokens.waiting().into_iter().filter_map(|(key, since)| {
         let provider = parts.tokens.provider(&key)?;
-        let crate::names::Subject::User(user) = &key.subject else { return None };
+        let Subject::User(user) = &key.subject else { return None };
         Some(Waiting {
             title: provider.title.clone(),
             user: user.to_string(),
@@ -214,9 +212,9 @@ async fn disconnect(State(admin): State<Admin>, headers: HeaderMap, Form(form): 
         Ok(Some(revocation)) => {
             tracing::info!(%provider, %subject, how = told(&revocation, admin.provider(&provider)), "disconnected by hand");
             match revocation {
-                crate::tokens::Revocation::Done => "revoked",
-                crate::tokens::Revocation::NotOffered => "not_offered",
-                crate::tokens::Revocation::Failed(_) => "failed",
+                Revocation::Done => "revoked",
+                Revocation::NotOffered => "not_offered",
+                Revocation::Failed(_) => "failed",
             }
         }
         Err(error) => {

@@ -99,12 +99,14 @@ impl Authenticated<'_> {
             other => return other.map_err(Reject::Token),
         };
         let connect_url = missing::tell(self.proxy, &self.key);
-        let wait = tokens.provider(&self.key).map_or(Duration::ZERO, |provider| provider.on_missing.wait);
+        let provider = tokens.provider(&self.key);
+        let by_consent = provider.is_some_and(|provider| provider.grant == Grant::AuthorizationCode);
+        let wait = provider.map_or(Duration::ZERO, |provider| provider.on_missing.wait);
         if connect_url.is_none() || wait.is_zero() {
-            return Err(Reject::Missing { error, connect_url });
+            return Err(Reject::Missing { error, connect_url, by_consent });
         }
         match tokens.bearer_within(&self.key, wait).await {
-            Err(error) if error.is_for_the_user() => Err(Reject::Missing { error, connect_url }),
+            Err(error) if error.is_for_the_user() => Err(Reject::Missing { error, connect_url, by_consent }),
             waited => {
                 self.proxy.inner.missing.settled(&self.key);
                 waited.map_err(Reject::Token)

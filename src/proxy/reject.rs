@@ -57,7 +57,7 @@ pub(super) enum Reject {
     ProviderNotAllowed { agent: String, provider: ProviderName },
     /// Only the user can mend it; with the link where they do, if there is one.
     #[error("{}", for_the_user(.error, .connect_url.as_deref()))]
-    Missing { error: TokenError, connect_url: Option<String> },
+    Missing { error: TokenError, connect_url: Option<String>, by_consent: bool },
     #[error("{0}")]
     Token(#[from] TokenError),
     #[error("{0}")]
@@ -154,6 +154,7 @@ impl Reject {
                 "if it should be allowed, the operator adds it under `agents` in `proxy.yaml`".into()
             }
             Reject::Missing { connect_url: Some(url), .. } => format!("open {url}"),
+            Reject::Missing { error, by_consent: true, .. } => consent_hint(error),
             Reject::Missing { error, .. } | Reject::Token(error) => token_hint(error),
             Reject::Upstream(UpstreamError::Certificate(_)) => {
                 "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
@@ -294,6 +295,16 @@ fn for_the_user(error: &TokenError, connect_url: Option<&str>) -> String {
         "{error}, so the request was not sent. Ask the user to open {url} in a browser and to grant access there; then \
          send the same request again."
     )
+}
+
+/// Where users consent, and there is no page for it.
+fn consent_hint(error: &TokenError) -> String {
+    match error {
+        TokenError::NotConnected { provider, subject } | TokenError::Reauthorize { provider, subject, .. } => {
+            format!("the user grants access with `sidebearer connect {provider} --user {subject}`; then try again")
+        }
+        other => token_hint(other),
+    }
 }
 
 fn token_hint(error: &TokenError) -> String {
