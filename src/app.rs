@@ -65,10 +65,17 @@ pub struct App {
     listener: TcpListener,
     proxy: Proxy,
     tokens: Tokens,
-    pages: Option<(TcpListener, Router)>,
+    pages: Option<Pages>,
     notifier: notify::Notifier,
     drain: Drain,
     deadline: Duration,
+}
+
+/// What people and their browsers reach.
+struct Pages {
+    listener: TcpListener,
+    at: SocketAddr,
+    router: Router,
 }
 
 /// Binds, opens the store, makes the CA ready, and writes its files. No network call is needed for it.
@@ -113,9 +120,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     };
     let tokens = Tokens::new(&settings.providers, parts);
     let links = admin.as_ref().map(|(_, at)| links(settings, *at, &store));
-    let pages = admin.map(|(listener, at)| {
-        let (links, variables) =
-            (links.clone().expect("made with the listener"), agent::shown(settings, address, &ca_files));
+    let pages = admin.zip(links.clone()).map(|((listener, at), links)| {
+        let desk = (&tokens, &store, &links);
         let admin = Admin::new(admin::Parts {
             tokens: tokens.clone(),
             store: store.clone(),
@@ -125,11 +131,11 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
             drain: drain.clone(),
             providers: settings.providers.clone(),
             proxy: address,
-            variables,
+            variables: agent::shown(settings, address, &ca_files),
         });
-        let consent = consent(settings, &tokens, &store, &links, &clock);
         let guard = Guard::new(links.base().clone(), at.port(), settings.admin_token.clone());
-        (listener, at, guard.before(admin.router().merge(consent.router())))
+        let router = guard.before(admin.router().merge(consent(settings, desk, &clock).router()));
+        Pages { listener, at, router }
     });
     let notifier = notify::Notifier::new(&settings.providers, webhooks, &events, &drain);
     let proxy = Proxy::new(proxy::Parts {
@@ -146,9 +152,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         links,
         replay_limit: settings.replay_limit,
     });
-    let admin = pages.as_ref().map(|(_, at, _)| *at);
-    let pages = pages.map(|(listener, _, router)| (listener, router));
-    let deadline = settings.drain;
+    let (admin, deadline) = (pages.as_ref().map(|pages| pages.at), settings.drain);
     Ok(App { address, ca_files, events, admin, listener, proxy, tokens, pages, notifier, drain, deadline })
 }
 
@@ -169,7 +173,7 @@ fn links(settings: &Settings, at: SocketAddr, store: &Store) -> Links {
     Links::new(base, store.clone(), settings.admin_token.is_some())
 }
 
-fn consent(settings: &Settings, tokens: &Tokens, store: &Store, links: &Links, clock: &Clock) -> Consent {
+fn consent(settings: &Settings, (tokens, store, links): (&Tokens, &Store, &Links), clock: &Clock) -> Consent {
     Consent::new(consent::Parts {
         tokens: tokens.clone(),
         store: store.clone(),
@@ -204,7 +208,7 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
     let tokens = Tokens::new(&settings.providers, parts);
     let links = links(settings, settings.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))), &store);
-    let consent = consent(settings, &tokens, &store, &links, &clock);
+    let consent = consent(settings, (&tokens, &store, &links), &clock);
     Ok(Desk { tokens, consent, drain })
 }
 
@@ -215,7 +219,7 @@ impl App {
         let serving = tokio::spawn(async move { proxy.serve(listener).await });
         tokio::spawn(async move { tokens.follow_store().await });
         tokio::spawn(notifier.run());
-        if let Some((listener, router)) = pages {
+        if let Some(Pages { listener, router, .. }) = pages {
             tokio::spawn(web::serve(listener, router, drain.clone()));
         }
         stop.await;

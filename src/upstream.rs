@@ -91,8 +91,8 @@ impl Dialer {
             None => self.resolved(to).await?,
         };
         let peer = stream.peer_addr().map_err(|error| UpstreamError::connect(&error))?;
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        if self.inner.own.get().is_some_and(|own| own.contains(&peer)) {
+        let local = stream.local_addr().map_err(|error| UpstreamError::connect(&error))?;
+        if self.inner.own.get().is_some_and(|own| own.iter().any(|own| leads_to(own, peer, local))) {
             return Err(UpstreamError::Loop);
         }
         let _ = stream.set_nodelay(true);
@@ -271,6 +271,14 @@ impl UpstreamError {
     }
 }
 
+/// Whether a connection leads to our listener. One that listens on every address is met on each of this machine's own,
+/// where both ends of a connection have the same.
+fn leads_to(own: &SocketAddr, peer: SocketAddr, local: SocketAddr) -> bool {
+    let (own_ip, peer_ip) = (own.ip().to_canonical(), peer.ip().to_canonical());
+    let everywhere = own_ip.is_unspecified() && peer_ip == local.ip().to_canonical();
+    own.port() == peer.port() && (own_ip == peer_ip || everywhere)
+}
+
 async fn within<T>(limit: Duration, connect: impl Future<Output = std::io::Result<T>>) -> Result<T, UpstreamError> {
     let done = tokio::time::timeout(limit, connect).await.map_err(|_| UpstreamError::ConnectTimeout)?;
     done.map_err(|error| UpstreamError::connect(&error))
@@ -284,4 +292,24 @@ fn causes<'a>(
         Some(io) => io.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static)),
         None => error.source(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_met_on_each_of_them() {
+        // LST-002, TLS-017
+        let loops = |own: &str, peer: &str, local: &str| {
+            leads_to(&own.parse().unwrap(), peer.parse().unwrap(), local.parse().unwrap())
+        };
+        assert!(loops("127.0.0.1:3129", "127.0.0.1:3129", "127.0.0.1:50000"));
+        assert!(loops("0.0.0.0:3129", "127.0.0.1:3129", "127.0.0.1:50000"));
+        assert!(loops("0.0.0.0:3129", "10.0.0.5:3129", "10.0.0.5:50000"));
+        assert!(loops("[::]:3129", "[::ffff:127.0.0.1]:3129", "[::ffff:127.0.0.1]:50000"));
+        assert!(!loops("0.0.0.0:3129", "10.0.0.6:3129", "10.0.0.5:50000"));
+        assert!(!loops("0.0.0.0:3129", "127.0.0.1:3130", "127.0.0.1:50000"));
+        assert!(!loops("127.0.0.1:3129", "127.0.0.2:3129", "127.0.0.1:50000"));
+    }
 }
