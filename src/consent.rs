@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use dashmap::DashSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
@@ -20,7 +21,7 @@ use crate::connections::spoken;
 use crate::links::{Invitation, Links};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::authorization::{self, Outcome};
-use crate::oauth::{Grant, Provider, metadata, pkce};
+use crate::oauth::{Grant, Provider, pkce};
 use crate::secret::Secret;
 use crate::store::{Flow, State, Store, StoreError, Taken};
 use crate::tokens::{GrantError, Granted, Proof, Tokens};
@@ -30,11 +31,38 @@ use crate::web::Browser;
 pub const LIVES: Duration = Duration::from_secs(600);
 /// So many consents may be under way at once (OAU-019).
 const MOST: usize = 1000;
+/// How often a second visit looks whether the first one has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Consents. A clone is the same ones.
 #[derive(Clone)]
 pub struct Consent {
-    inner: Arc<Parts>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    /// The flows whose codes are being redeemed, by their ids.
+    under_way: DashSet<[u8; 32]>,
+}
+
+/// A code that is being redeemed, until this goes.
+struct UnderWay {
+    inner: Arc<Inner>,
+    flow: [u8; 32],
+}
+
+impl UnderWay {
+    fn begin(inner: Arc<Inner>, flow: [u8; 32]) -> Self {
+        inner.under_way.insert(flow);
+        Self { inner, flow }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.inner.under_way.remove(&self.flow);
+    }
 }
 
 /// What consents work with.
@@ -221,7 +249,7 @@ struct Kept {
     return_to: Option<Url>,
     /// Of the browser that began; none when a program did, which waits for the answer itself.
     browser: Option<String>,
-    issuer: Option<Url>,
+    issuer: Option<String>,
     names_itself: bool,
     /// Seconds since 1970.
     began: u64,
@@ -230,7 +258,7 @@ struct Kept {
 impl Consent {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(parts) }
+        Self { inner: Arc::new(Inner { parts, under_way: DashSet::new() }) }
     }
 
     /// Its pages and its one call. They need the guard before them.
@@ -254,7 +282,7 @@ impl Consent {
         let return_to = invitation.return_to.as_deref().map(|page| self.allowed(page)).transpose()?;
         let subject = Subject::User(user.clone());
         // A row that does not open can be replaced like any other.
-        let row = self.inner.store.grant(&provider.name, &subject).await.ok().flatten();
+        let row = self.inner.parts.store.grant(&provider.name, &subject).await.ok().flatten();
         let mut further = invitation.scopes.clone();
         further.extend(row.iter().flat_map(|row| row.further_scopes.iter().cloned()));
         further.retain(|scope| !provider.target.scopes.contains(scope));
@@ -271,7 +299,7 @@ impl Consent {
     /// # Errors
     /// When that is not known.
     pub async fn destination(&self, plan: &Plan) -> Result<Url, ConsentError> {
-        let authorizer = self.inner.tokens.authorizer(&plan.provider.name).await;
+        let authorizer = self.inner.parts.tokens.authorizer(&plan.provider.name).await;
         authorizer.map(|authorizer| authorizer.endpoint).map_err(ConsentError::Nowhere)
     }
 
@@ -285,7 +313,7 @@ impl Consent {
         redirect_uri: &str,
         browser: Option<&Browser>,
     ) -> Result<Started, ConsentError> {
-        let Parts { tokens, store, clock, .. } = &*self.inner;
+        let Parts { tokens, store, clock, .. } = &self.inner.parts;
         let authorizer = tokens.authorizer(&plan.provider.name).await.map_err(ConsentError::Nowhere)?;
         let (state, verifier) = (Secret::new(pkce::random()?), pkce::verifier()?);
         let now = clock.now().wall;
@@ -318,8 +346,8 @@ impl Consent {
         browser: Option<&Browser>,
     ) -> Result<Finished, ConsentError> {
         let response = authorization::read(query).ok_or(ConsentError::StateUnknown)?;
-        let now = self.inner.clock.now().wall;
-        let (flow, first) = match self.inner.store.take_flow(id(&response.state), now).await? {
+        let now = self.inner.parts.clock.now().wall;
+        let (flow, first) = match self.inner.parts.store.take_flow(id(&response.state), now).await? {
             Taken::Flow(flow) => (flow, true),
             Taken::Again(flow) => (flow, false),
             Taken::Expired => return Err(ConsentError::StateExpired),
@@ -336,10 +364,10 @@ impl Consent {
         }
         let user: UserName = kept.user.parse().map_err(|_| ConsentError::User)?;
         if !first {
-            return self.again(provider, user, kept).await;
+            return self.again(provider, user, kept, &flow.id).await;
         }
         match (&response.iss, &kept.issuer) {
-            (Some(iss), Some(issuer)) if !metadata::same_issuer(issuer, iss) => {
+            (Some(iss), Some(issuer)) if iss != issuer => {
                 return Err(ConsentError::IssuerMismatch);
             }
             (None, Some(_)) if kept.names_itself => return Err(ConsentError::IssuerMissing),
@@ -353,14 +381,43 @@ impl Consent {
             }
         };
         let proof = Proof::Code { code, verifier: Secret::new(kept.verifier), redirect_uri: kept.redirect_uri };
-        let granted = self.inner.tokens.grant(&provider.name, &user, proof, kept.further).await?;
+        let granted = self.redeem(flow.id, &provider, &user, proof, kept.further).await?;
         tracing::info!(provider = %provider.name, user = ?user, scopes = granted.scopes.join(" "), "connected");
         Ok(Finished { provider, user, granted: Some(granted), return_to: kept.return_to })
     }
 
+    /// Redeems a code, in a task of its own: a second click cancels the first one's request, and waits for what it brings.
+    async fn redeem(
+        &self,
+        flow: [u8; 32],
+        provider: &Provider,
+        user: &UserName,
+        proof: Proof,
+        further: Vec<String>,
+    ) -> Result<Granted, ConsentError> {
+        let under_way = UnderWay::begin(self.inner.clone(), flow);
+        let (name, user) = (provider.name.clone(), user.clone());
+        let redeeming = tokio::spawn(async move {
+            let granted = under_way.inner.parts.tokens.grant(&name, &user, proof, further).await;
+            drop(under_way);
+            granted
+        });
+        let granted = redeeming.await.map_err(|_| ConsentError::Nowhere("the consent broke off".into()))?;
+        Ok(granted?)
+    }
+
     /// A second visit by the same browser: a double click, or the back button (OAU-006).
-    async fn again(&self, provider: Arc<Provider>, user: UserName, kept: Kept) -> Result<Finished, ConsentError> {
-        let row = self.inner.store.grant(&provider.name, &Subject::User(user.clone())).await?;
+    async fn again(
+        &self,
+        provider: Arc<Provider>,
+        user: UserName,
+        kept: Kept,
+        flow: &[u8; 32],
+    ) -> Result<Finished, ConsentError> {
+        while self.inner.under_way.contains(flow) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let row = self.inner.parts.store.grant(&provider.name, &Subject::User(user.clone())).await?;
         let came_of_it = row.is_some_and(|row| row.state == State::Connected && seconds(row.stored_at) >= kept.began);
         if !came_of_it {
             return Err(ConsentError::StateUsed);
@@ -369,7 +426,7 @@ impl Consent {
     }
 
     fn provider(&self, name: &str) -> Result<Arc<Provider>, ConsentError> {
-        let known = self.inner.providers.iter().find(|provider| provider.name.as_str() == name);
+        let known = self.inner.parts.providers.iter().find(|provider| provider.name.as_str() == name);
         let consents = known.filter(|provider| provider.grant == Grant::AuthorizationCode);
         consents.cloned().ok_or_else(|| ConsentError::Unknown(name.chars().take(64).collect()))
     }
@@ -379,7 +436,7 @@ impl Consent {
         match &provider.consent.redirect_uri {
             Some(uri) => uri.to_string(),
             None => {
-                let mut uri = self.inner.links.base().clone();
+                let mut uri = self.inner.parts.links.base().clone();
                 uri.set_path(&format!("/callback/{}", provider.name));
                 uri.to_string()
             }
@@ -395,7 +452,7 @@ impl Consent {
             let below = listed.path().ends_with('/') && url.path().starts_with(listed.path());
             here && (below || listed.path() == url.path())
         };
-        let allowed = plain && self.inner.return_to.iter().any(covers);
+        let allowed = plain && self.inner.parts.return_to.iter().any(covers);
         if allowed { Ok(url) } else { Err(ConsentError::ReturnTo) }
     }
 }

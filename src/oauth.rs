@@ -8,6 +8,7 @@ pub mod metadata;
 pub mod pkce;
 pub mod wire;
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -84,8 +85,8 @@ impl Provider {
 /// OpenID Connect Discovery).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Endpoints {
-    /// The issuer identifier, which `iss` in an authorization response is compared with (RFC 9207).
-    pub issuer: Option<Url>,
+    /// The issuer, which `iss` in an authorization response is compared with (RFC 9207).
+    pub issuer: Option<Issuer>,
     /// Where tokens come from (RFC 6749 section 3.2).
     pub token: Option<Url>,
     /// Where refresh tokens go, at a provider that has another place for them.
@@ -96,6 +97,23 @@ pub struct Endpoints {
     pub device_authorization: Option<Url>,
     /// Where tokens are given back (RFC 7009).
     pub revocation: Option<Url>,
+}
+
+/// An issuer identifier (RFC 8414 section 2).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Issuer {
+    /// Where it is.
+    pub url: Url,
+    /// What it calls itself, to the letter: `Url` writes a `/` for an empty path, and an issuer may not.
+    pub name: String,
+}
+
+impl FromStr for Issuer {
+    type Err = url::ParseError;
+
+    fn from_str(name: &str) -> Result<Self, url::ParseError> {
+        Ok(Self { url: name.parse()?, name: name.to_owned() })
+    }
 }
 
 /// One of a provider's endpoints.

@@ -226,7 +226,7 @@ impl Tokens {
         let mut turns: HashMap<Option<Url>, Arc<Turns>> = HashMap::new();
         let known = |provider: &Arc<Provider>| {
             // Two clients of one server share its turns.
-            let server = provider.endpoints.token.as_ref().or(provider.endpoints.issuer.as_ref()).cloned();
+            let server = provider.endpoints.token.clone().or_else(|| Some(provider.endpoints.issuer.clone()?.url));
             let known = Known::new(provider.clone(), turns.entry(server).or_default().clone());
             (provider.name.clone(), Arc::new(known))
         };

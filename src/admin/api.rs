@@ -6,8 +6,8 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::Response;
-use axum::routing::{MethodRouter, delete, get};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get};
 use serde_json::{Value, json};
 
 use super::{Admin, subject, told};
@@ -17,12 +17,14 @@ use crate::tokens::Revocation;
 use crate::web::{json_response, problem, written};
 
 pub(super) fn router() -> Router<Admin> {
-    Router::new().route("/v1/connections", get(list)).route("/v1/connections/{provider}/{user}", delete(leave))
+    Router::new()
+        .route("/v1/connections", get(list))
+        .route("/v1/connections/{provider}/{user}", delete(leave))
+        .route("/v1/openapi.json", get(describe))
 }
 
-/// The description of the API, which is no secret.
-pub(super) fn description() -> MethodRouter {
-    get(|| async { ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")) })
+async fn describe() -> Response {
+    ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
 
 async fn list(State(admin): State<Admin>) -> Response {

@@ -158,7 +158,7 @@ async fn routed(settings: &Settings, route: &Route, call: &Call) -> Result<Verdi
 fn credential(provider: &Provider, subject: &Subject) -> String {
     let from = match (&provider.endpoints.token, &provider.endpoints.issuer) {
         (Some(url), _) => url.to_string(),
-        (None, Some(issuer)) => format!("the token endpoint of {issuer}"),
+        (None, Some(issuer)) => format!("the token endpoint of {}", issuer.name),
         (None, None) => "nowhere".to_owned(),
     };
     match subject {

@@ -18,6 +18,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::host::HostError;
+use crate::oauth::Issuer;
 use crate::routes::{HostPattern, PathPattern};
 use crate::secret::Secret;
 
@@ -388,6 +389,18 @@ impl Leaf for ProviderUrl {
             return because("a URL of a provider has no `#`", None);
         }
         Ok(Self(url))
+    }
+}
+
+/// An issuer, as it calls itself.
+#[derive(Debug, Clone)]
+pub(super) struct IssuerUrl(pub Issuer);
+
+impl Leaf for IssuerUrl {
+    const EXPECTED: &'static str = ProviderUrl::EXPECTED;
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        ProviderUrl::parse(text).map(|ProviderUrl(url)| Self(Issuer { url, name: text.to_owned() }))
     }
 }
 

@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
-    AdminAddress, FilePath, Parameter, Parsed, ProviderUrl, Resource, RouteHost, Scope, Size, Status, StoreKey, Text,
-    Variable, Word,
+    AdminAddress, FilePath, IssuerUrl, Parameter, Parsed, ProviderUrl, Resource, RouteHost, Scope, Size, Status,
+    StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
@@ -128,7 +128,7 @@ pub(super) struct Provider {
     /// Where refresh tokens are redeemed, if that is not the token endpoint.
     pub refresh_endpoint: Option<Parsed<ProviderUrl>>,
     /// The issuer, from which the endpoints that are left out are discovered (RFC 8414).
-    pub issuer: Option<Parsed<ProviderUrl>>,
+    pub issuer: Option<Parsed<IssuerUrl>>,
     /// Allows `http` for a token endpoint or issuer on this very machine.
     pub allow_http: Option<bool>,
     /// The client's name at the provider (RFC 6749 section 2.2).

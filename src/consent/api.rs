@@ -63,7 +63,7 @@ async fn begin(State(consent): State<Consent>, headers: HeaderMap, body: Bytes) 
 /// Checked before the link is given out: its user could mend nothing.
 async fn link(consent: &Consent, provider: &str, invitation: &Invitation) -> Result<serde_json::Value, ConsentError> {
     let plan = consent.plan(provider, invitation).await?;
-    let now = consent.inner.clock.now().wall;
-    let (url, ends) = consent.inner.links.connect(&plan.provider.name, invitation, now)?;
+    let now = consent.inner.parts.clock.now().wall;
+    let (url, ends) = consent.inner.parts.links.connect(&plan.provider.name, invitation, now)?;
     Ok(json!({ "connect_url": url.as_str(), "expires_at": ends.and_then(written) }))
 }

@@ -13,7 +13,7 @@ impl Consent {
     /// # Errors
     /// When the provider offers no device flow, or none to this client.
     pub async fn device(&self, plan: &Plan) -> Result<Authorization, ConsentError> {
-        let tokens = &self.inner.tokens;
+        let tokens = &self.inner.parts.tokens;
         let endpoint =
             tokens.device_authorization_endpoint(&plan.provider.name).await.map_err(ConsentError::Nowhere)?;
         let request = grant::device_authorization(&plan.provider, &endpoint, &plan.scopes);
@@ -34,7 +34,7 @@ impl Consent {
                 return Err(ConsentError::StateExpired);
             }
             let proof = Proof::DeviceCode(authorization.device_code.clone());
-            let (tokens, provider) = (&self.inner.tokens, &plan.provider.name);
+            let (tokens, provider) = (&self.inner.parts.tokens, &plan.provider.name);
             let failure: wire::Failure = match tokens.grant(provider, &plan.user, proof, plan.further.clone()).await {
                 Ok(granted) => {
                     let (provider, user) = (plan.provider.clone(), plan.user.clone());

@@ -131,7 +131,7 @@ async fn asked(
     // the next, and nobody knows their names in advance.
     let policy = CONTENT_POLICY.replace("form-action 'self'; ", "");
     response.headers_mut().extend(HeaderValue::try_from(policy).map(|policy| (CONTENT_SECURITY_POLICY, policy)));
-    browser.remember(&mut response, consent.inner.links.base());
+    browser.remember(&mut response, consent.inner.parts.links.base());
     Ok(response)
 }
 
@@ -202,8 +202,8 @@ fn invited(
     authorized: Authorized,
 ) -> Result<Invitation, Box<Response>> {
     if let Some(ticket) = &wish.ticket {
-        let now = consent.inner.clock.now().wall;
-        let invitation = provider.parse().ok().and_then(|name| consent.inner.links.redeem(&name, ticket, now));
+        let now = consent.inner.parts.clock.now().wall;
+        let invitation = provider.parse().ok().and_then(|name| consent.inner.parts.links.redeem(&name, ticket, now));
         return invitation.ok_or_else(|| {
             let said = "The link has ended, or is not whole.";
             Box::new(web::refusal(StatusCode::FORBIDDEN, "This link is not good any more", said, "Ask for a new one."))
@@ -283,12 +283,14 @@ fn failed(title: &str, error: &ConsentError) -> Response {
 }
 
 fn title(consent: &Consent, provider: &str) -> String {
-    let known = consent.inner.providers.iter().find(|known| known.name.as_str() == provider);
+    let known = consent.inner.parts.providers.iter().find(|known| known.name.as_str() == provider);
     known.map_or_else(|| "The account".to_owned(), |known| known.title.clone())
 }
 
 /// As people write it.
 fn sentence(text: &str) -> String {
+    // Marks of a terminal's, which a page has no use for.
+    let text = text.replace('`', "");
     let mut characters = text.chars();
     let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
     format!("{first}{}.", characters.as_str())

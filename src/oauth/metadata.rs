@@ -113,7 +113,7 @@ struct Document {
 }
 
 /// Whether an issuer calls itself by the name that it is known by: simple string comparison, except that `Url` writes a `/` for an empty path, which nobody wrote in the document.
-pub fn same_issuer(expected: &Url, found: &str) -> bool {
+fn same_issuer(expected: &Url, found: &str) -> bool {
     let expected_text = expected.as_str();
     found == expected_text || (expected.path() == "/" && expected_text.strip_suffix('/') == Some(found))
 }

@@ -105,10 +105,10 @@ impl Door {
         if self.agents.is_empty() {
             return Ok(Caller { user: self.user.clone(), agent: None });
         }
-        let Some(given) = headers.get(PROXY_AUTHORIZATION) else {
-            return Err(Reject::Unauthenticated { wrong: false });
-        };
-        let credentials = Credentials::read(given.as_bytes());
+        let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
+        let Some(given) = fields.next() else { return Err(Reject::Unauthenticated { wrong: false }) };
+        // Two would be two users to two readers.
+        let credentials = Credentials::read(given.as_bytes()).filter(|_| fields.next().is_none());
         let known = credentials.and_then(|given| Some((self.agent(&given.secret)?, given.user)));
         let Some((agent, user)) = known else {
             self.hold_up().await;

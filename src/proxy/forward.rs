@@ -86,6 +86,9 @@ impl Authenticated<'_> {
             }
             Err(why) => {
                 record.passed = Some(why);
+                if why == "reauthorize" || why == "not_connected" {
+                    first.step_up = self.connect_link(&[]);
+                }
                 Ok(first)
             }
         }
@@ -140,13 +143,18 @@ impl Authenticated<'_> {
         if challenge::verdict(headers) != Some(Verdict::InsufficientScope) {
             return None;
         }
+        let mut scopes = challenge::scopes(headers);
+        scopes.retain(|scope| !self.key.target.scopes.contains(scope));
+        self.connect_link(&scopes)
+    }
+
+    /// The link where a user connects again, for these scopes besides the configured ones.
+    fn connect_link(&self, scopes: &[String]) -> Option<HeaderValue> {
         let parts = self.proxy.parts();
         let provider =
             parts.tokens.provider(&self.key).filter(|provider| provider.grant == Grant::AuthorizationCode)?;
         let Subject::User(user) = &self.key.subject else { return None };
-        let mut scopes = challenge::scopes(headers);
-        scopes.retain(|scope| !provider.target.scopes.contains(scope));
-        let url = parts.links.as_ref()?.for_user(&provider.name, user, &scopes, parts.clock.now().wall)?;
+        let url = parts.links.as_ref()?.for_user(&provider.name, user, scopes, parts.clock.now().wall)?;
         HeaderValue::try_from(url.as_str()).ok()
     }
 

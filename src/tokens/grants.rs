@@ -78,8 +78,8 @@ pub enum GrantError {
 pub struct Authorizer {
     /// The authorization endpoint.
     pub endpoint: Url,
-    /// The issuer that `iss` has to name, if one is known (RFC 9207).
-    pub issuer: Option<Url>,
+    /// The issuer that `iss` has to name, to the letter, if one is known (RFC 9207 section 2.4).
+    pub issuer: Option<String>,
     /// Whether the answer has to have an `iss`.
     pub names_itself: bool,
 }
@@ -93,8 +93,10 @@ impl Tokens {
         let known = self.known(provider)?;
         let servers = &*self.inner.servers;
         let endpoint = known.endpoint(Endpoint::Authorization, servers).await.map_err(|none| none.to_string())?;
-        let issuer = known.provider.endpoints.issuer.clone();
-        let names_itself = known.discovered().is_some_and(|metadata| metadata.names_itself);
+        let discovered = known.discovered();
+        let written = || known.provider.endpoints.issuer.as_ref().map(|issuer| issuer.name.clone());
+        let issuer = discovered.map(|metadata| metadata.issuer.clone()).or_else(written);
+        let names_itself = discovered.is_some_and(|metadata| metadata.names_itself);
         Ok(Authorizer { endpoint, issuer, names_itself })
     }
 

@@ -104,9 +104,9 @@ impl Known {
         let Some(issuer) = &self.provider.endpoints.issuer else { return Ok(None) };
         let found = self.metadata.get_or_try_init(|| async {
             let mut why = "no metadata".to_owned();
-            for url in metadata::candidates(issuer) {
+            for url in metadata::candidates(&issuer.url) {
                 match servers.metadata(url).await {
-                    Ok(reply) if reply.status.is_success() => match metadata::read(issuer, &reply.body) {
+                    Ok(reply) if reply.status.is_success() => match metadata::read(&issuer.url, &reply.body) {
                         Ok(metadata) => return Ok(metadata),
                         Err(error) => why = error.to_string(),
                     },

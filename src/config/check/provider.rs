@@ -7,7 +7,7 @@ use http::StatusCode;
 use url::{Host, Url};
 
 use super::Check;
-use crate::config::leaf::{Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text, Variable};
+use crate::config::leaf::{IssuerUrl, Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text, Variable};
 use crate::config::locate::Spot;
 use crate::config::schema::{self, Entries};
 use crate::names::ProviderName;
@@ -107,13 +107,19 @@ impl Check<'_> {
             self.refuse(spot, "`authorization_endpoint` is missing", hint);
         }
         let insecure = provider.allow_http == Some(true) || spot.key("allow_http").is_broken();
+        if let Some(Parsed(IssuerUrl(written))) = &provider.issuer {
+            self.scheme(&issuer, &written.url, insecure);
+            if written.url.query().is_some() {
+                self.refuse(&issuer, "an issuer has no query", "leave out everything from `?` on");
+            }
+        }
         let mut checked = |spot: &Spot<'_>, url: &Option<Parsed<ProviderUrl>>| {
             let Parsed(ProviderUrl(url)) = url.as_ref()?;
             self.scheme(spot, url, insecure);
             Some(url.clone())
         };
-        let endpoints = Endpoints {
-            issuer: checked(&issuer, &provider.issuer),
+        Endpoints {
+            issuer: provider.issuer.as_ref().map(|Parsed(IssuerUrl(issuer))| issuer.clone()),
             token: checked(&token, &provider.token_endpoint),
             refresh: checked(&spot.key("refresh_endpoint"), &provider.refresh_endpoint),
             authorization: checked(&authorization, &provider.authorization_endpoint),
@@ -122,11 +128,7 @@ impl Check<'_> {
                 &provider.device_authorization_endpoint,
             ),
             revocation: checked(&spot.key("revocation_endpoint"), &provider.revocation_endpoint),
-        };
-        if endpoints.issuer.as_ref().is_some_and(|issuer| issuer.query().is_some()) {
-            self.refuse(&issuer, "an issuer has no query", "leave out everything from `?` on");
         }
-        endpoints
     }
 
     /// Secrets go there: only over TLS, or nowhere beyond this machine.
