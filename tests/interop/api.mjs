@@ -2,6 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import http from 'node:http';
 import http2 from 'node:http2';
 import https from 'node:https';
 import { Readable } from 'node:stream';
@@ -15,7 +16,9 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
   api.on('request', serve);
   // The same API as an old server speaks it.
   const old = https.createServer(certificate, serve);
-  return { api, old };
+  // And as it is inside a network that trusts itself.
+  const plain = http.createServer(serve);
+  return { api, old, plain };
 
   async function serve(request, response) {
     request.on('error', () => {});
@@ -36,20 +39,28 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     // An API that looks at the token only once the whole body has arrived.
     const body = request.url === '/judged-late' ? await digest(request) : null;
     const token = bearer(request);
-    if (!token || !(await active(token))) {
+    const about = token ? await introspect(token) : { active: false };
+    if (!about.active) {
       world.api.refused += 1;
       const challenge = token ? 'Bearer realm="api", error="invalid_token"' : 'Bearer realm="api"';
       response.writeHead(401, { 'www-authenticate': challenge, 'content-type': 'text/plain' });
       response.end('the api does not know this token\n');
       return;
     }
+    const needed = /^\/needs\/([a-z]+)/.exec(request.url)?.[1];
+    if (needed && !about.scope?.split(' ').includes(needed)) {
+      const challenge = `Bearer realm="api", error="insufficient_scope", scope="${needed}"`;
+      response.writeHead(403, { 'www-authenticate': challenge, 'content-type': 'text/plain' });
+      response.end(`this token is not for ${needed}\n`);
+      return;
+    }
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
     else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
-    else echo(request, response, token, body ?? await digest(request));
+    else echo(request, response, { token, about, ...body ?? await digest(request) });
   }
 
-  function active(token) {
+  function introspect(token) {
     return new Promise((resolve, reject) => {
       const body = new URLSearchParams({ token }).toString();
       const call = https.request({
@@ -58,7 +69,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
       }, async (answer) => {
         let text = '';
         for await (const chunk of answer) text += chunk;
-        if (answer.statusCode === 200) resolve(JSON.parse(text).active);
+        if (answer.statusCode === 200) resolve(JSON.parse(text));
         else reject(new Error(`introspection answered ${answer.statusCode}: ${text}`));
       });
       call.on('error', reject).end(body);
@@ -80,7 +91,7 @@ async function digest(request) {
   return { bodyLength: length, bodySha256: hash.digest('hex') };
 }
 
-function echo(request, response, token, body) {
+function echo(request, response, { token, about, ...body }) {
   const names = request.rawHeaders.filter((_, index) => index % 2 === 0).map((name) => name.toLowerCase());
   response.setHeader('content-type', 'application/json');
   response.end(`${JSON.stringify({
@@ -91,6 +102,7 @@ function echo(request, response, token, body) {
     headers: names.filter((name) => !name.startsWith(':')),
     authorizations: names.filter((name) => name === 'authorization').length,
     token: createHash('sha256').update(token).digest('hex').slice(0, 16),
+    sub: about.sub,
     ...body,
   })}\n`);
 }

@@ -2,6 +2,7 @@
 
 import pytest
 
+from browser import Chromium, Person
 from world import SERVICE, Servers, Sidebearer
 
 FIGURES = []
@@ -33,6 +34,29 @@ def sidebearer(servers, tmp_path):
     yield make
     for one in made:
         one.stop()
+
+
+# One a module: while Playwright runs, `asyncio.run` cannot, which other modules use.
+@pytest.fixture(scope="module")
+def chromium(all_servers):
+    chromium = Chromium(all_servers.ports)
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture
+def person(chromium, tmp_path):
+    """Seats somebody at a browser of their own; each call is somebody else."""
+    people = []
+
+    def sit_down(**options):
+        people.append(Person(chromium, **options))
+        return people[-1]
+
+    yield sit_down
+    for number, one in enumerate(people):
+        one.leave(tmp_path / f"person-{number}.png")
+    assert [violation for one in people for violation in one.violations] == []
 
 
 @pytest.fixture

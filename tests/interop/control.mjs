@@ -3,13 +3,14 @@
 export function createControl(world) {
   const actions = {
     'GET /report': () => world.report(),
-    'GET /issued': () => world.issued,
+    'GET /issued': () => [...world.issued],
     'POST /reset': () => world.reset(),
     'POST /revoke': () => world.revokeAccessTokens(),
+    'POST /revoke-connections': () => world.revokeConnections(),
     'POST /set': (wish) => { Object.assign(world, wish); },
     'POST /hold': ({ count }) => world.holdRequests(count),
     'POST /kill': (wish) => { world.kill = wish; },
-    'POST /refresh-token': ({ client, scope }) => world.mint(client, scope),
+    'POST /refresh-token': ({ client, scope, user }) => world.mint(client, scope, user),
   };
   return async (request, response) => {
     let text = '';

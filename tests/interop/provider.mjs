@@ -4,9 +4,11 @@ import { generateKeyPairSync } from 'node:crypto';
 
 import { Provider } from 'oidc-provider';
 
+import { devicePages, interactions, pausePage } from './interactions.mjs';
+
 export const ISSUER = 'https://auth.test';
-const USER = 'alice';
 const GRANT_TYPES = ['authorization_code', 'refresh_token', 'client_credentials'];
+const DEVICE_CODE = 'urn:ietf:params:oauth:grant-type:device_code';
 
 // Every character here means something else when RFC 6749 2.3.1's form-urlencoding is left out.
 const ODD = { client_id: 'agent:7 +%41&=', client_secret: 'p%2B: +&="/?#\\~' };
@@ -16,12 +18,25 @@ const CLIENTS = [
   { ...ODD, token_endpoint_auth_method: 'client_secret_basic' },
   { client_id: 'public', token_endpoint_auth_method: 'none', grant_types: ['authorization_code', 'refresh_token'] },
   { client_id: 'api', client_secret: 'api-secret', token_endpoint_auth_method: 'client_secret_basic' },
+  { client_id: 'app', ...onLoopback(), token_endpoint_auth_method: 'none' },
+  { client_id: 'vault', client_secret: 'vault-canary-secret-b20e', ...onLoopback(), token_endpoint_auth_method: 'client_secret_basic' },
 ];
+
+// RFC 8252 7.3: any port will do.
+function onLoopback() {
+  return {
+    application_type: 'native',
+    grant_types: ['authorization_code', 'refresh_token', DEVICE_CODE],
+    redirect_uris: ['http://127.0.0.1/callback', 'http://127.0.0.1/callback/main'],
+  };
+}
 
 export async function createProvider(world) {
   const provider = new Provider(ISSUER, configuration(world));
   watch(provider, world);
-  world.mint = (clientId, scope) => mint(provider, clientId, scope);
+  provider.use(whims(world));
+  provider.use(interactions(provider, world));
+  world.mint = (clientId, scope, user) => mint(provider, clientId, scope, user);
   const handle = provider.callback();
   return (request, response) => {
     if (!world.rfc8414 && request.url === '/.well-known/oauth-authorization-server') {
@@ -48,10 +63,12 @@ function configuration(world) {
       ...client,
     })),
     jwks: { keys: [{ ...signing, alg: 'ES256', use: 'sig' }] },
-    cookies: { keys: ['only for interactions, which these tests have none of'] },
-    scopes: ['openid', 'offline_access', 'read', 'write'],
+    cookies: { keys: ['signs the cookies of a provider that lives for one test run'] },
+    pkce: { required: () => true },
+    scopes: ['openid', 'offline_access', 'read', 'write', 'delete'],
     features: {
       clientCredentials: { enabled: true },
+      deviceFlow: { enabled: true, ...devicePages },
       devInteractions: { enabled: false },
       introspection: { enabled: true, allowedPolicy: () => true },
       resourceIndicators: {
@@ -70,8 +87,35 @@ function configuration(world) {
       ClientCredentials: () => world.ttl,
       Grant: () => 86400,
       IdToken: () => 3600,
+      Interaction: () => 3600,
       RefreshToken: () => 86400,
+      Session: () => 3600,
     },
+  };
+}
+
+// What a test may ask for, done to an answer that is otherwise the provider's own.
+function whims(world) {
+  return async (ctx, next) => {
+    await next();
+    if (ctx.path === '/token' && ctx.body?.error === 'authorization_pending' && world.slowDowns > 0) {
+      world.slowDowns -= 1;
+      ctx.body = { error: 'slow_down', error_description: 'asked too often' };
+    }
+    if (ctx.path === '/device/auth' && ctx.status === 200) ctx.body = { ...ctx.body, interval: 1 };
+    if (ctx.status !== 303) return;
+    const location = new URL(ctx.response.get('location'), ISSUER);
+    if (location.pathname.startsWith('/interaction/') && world.detour) {
+      ctx.redirect(`https://login.test/?${new URLSearchParams({ onward: location.href })}`);
+    }
+    if (!location.pathname.startsWith('/callback')) return;
+    if (world.iss === null) location.searchParams.delete('iss');
+    else if (world.iss) location.searchParams.set('iss', world.iss);
+    ctx.redirect(location.href);
+    if (world.pause) {
+      ctx.status = 200;
+      ctx.body = pausePage(location.href);
+    }
   };
 }
 
@@ -81,6 +125,8 @@ function watch(provider, world) {
     // The form as it was sent: the provider's own `params` leave out what it does not know, such as `audience`.
     const { client_secret: secret, refresh_token: _, ...form } = ctx.oidc.body ?? {};
     count(world.token.calls, form.grant_type);
+    if (form.code_verifier) world.issued.add(form.code_verifier);
+    if (form.grant_type === DEVICE_CODE) world.polls.push(Date.now() / 1000);
     Object.assign(world.lastTokenRequest, { form, secretInBody: secret !== undefined });
     return form.grant_type;
   };
@@ -94,13 +140,13 @@ function watch(provider, world) {
 }
 
 // What a user's consent with `offline_access` leaves behind, without the browser.
-async function mint(provider, clientId, scope) {
+async function mint(provider, clientId, scope, user) {
   const client = await provider.Client.find(clientId);
-  const grant = new provider.Grant({ accountId: USER, clientId });
+  const grant = new provider.Grant({ accountId: user, clientId });
   grant.addOIDCScope(scope);
   const grantId = await grant.save();
   const token = new provider.RefreshToken({
-    accountId: USER, client, grantId, scope, gty: 'authorization_code', rotations: 0, authTime: Math.floor(Date.now() / 1000),
+    accountId: user, client, grantId, scope, gty: 'authorization_code', rotations: 0, authTime: Math.floor(Date.now() / 1000),
   });
   return token.save();
 }
@@ -157,7 +203,18 @@ class Rows {
     }
   }
 
-  async findByUid() {}
+  async findByUid(uid) {
+    return this.where((row) => row.uid === uid);
+  }
 
-  async findByUserCode() {}
+  async findByUserCode(userCode) {
+    return this.where((row) => row.userCode === userCode);
+  }
+
+  where(condition) {
+    for (const [key, row] of this.world.rows) {
+      if (key.startsWith(`${this.model}:`) && condition(row)) return row;
+    }
+    return undefined;
+  }
 }

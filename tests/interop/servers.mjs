@@ -10,6 +10,7 @@ import tls from 'node:tls';
 
 import { createApi } from './api.mjs';
 import { createControl } from './control.mjs';
+import { page } from './interactions.mjs';
 import { createProvider } from './provider.mjs';
 import { World } from './state.mjs';
 
@@ -20,16 +21,22 @@ const world = new World();
 const provider = await createProvider(world);
 const auth = https.createServer(certificate, provider);
 const authPort = await listen(auth);
-const { api, old } = createApi(world, certificate, { authPort, ca: readFileSync(options.ca), gitRoot: options.gitRoot });
+const { api, old, plain } = createApi(world, certificate, { authPort, ca: readFileSync(options.ca), gitRoot: options.gitRoot });
 // Nobody that the sidecar trusts has signed this one: whoever sees its certificate sees it through a blind tunnel.
 const stranger = tls.createServer(
   { cert: readFileSync(options.strangerCert), key: readFileSync(options.strangerKey) },
   (socket) => socket.on('error', () => {}).pipe(socket),
 );
+// Two more hosts that browsers meet: the application that sent its user to connect, and a company's own login page.
+const app = https.createServer(certificate, (request, response) => {
+  const onward = new URL(request.url, 'https://login.test').searchParams.get('onward');
+  if (onward) response.writeHead(303, { location: onward }).end();
+  else response.writeHead(200, { 'content-type': 'text/html' }).end(page('The application', ''));
+});
 const control = http.createServer(createControl(world));
 
 const ports = { auth: authPort };
-for (const [name, server] of Object.entries({ api, old, stranger, control })) ports[name] = await listen(server);
+for (const [name, server] of Object.entries({ api, old, plain, stranger, app, control })) ports[name] = await listen(server);
 process.stdout.write(`${JSON.stringify(ports)}\n`);
 process.stdin.resume().on('end', () => process.exit(0));
 

@@ -2,15 +2,14 @@
 
 import { Worker } from 'node:worker_threads';
 
-const TOKEN_MODELS = new Set(['AccessToken', 'ClientCredentials', 'RefreshToken']);
+const SECRET_MODELS = new Set(['AccessToken', 'AuthorizationCode', 'ClientCredentials', 'DeviceCode', 'RefreshToken']);
 const ACCESS_MODELS = ['AccessToken', 'ClientCredentials'];
+const USER_MODELS = ['AccessToken', 'RefreshToken'];
 
 export class World {
   constructor() {
     this.rows = new Map(); // `Model:id` -> payload, the provider's whole memory
-    this.issued = []; // every token value there ever was
-    this.ttl = 3600;
-    this.rfc8414 = true;
+    this.issued = new Set(); // every token, code and PKCE verifier there ever was
     this.killer = null;
     this.reset();
   }
@@ -18,6 +17,12 @@ export class World {
   reset() {
     this.ttl = 3600;
     this.rfc8414 = true;
+    this.pause = false; // whether to show where the browser would go next, in place of sending it there
+    this.iss = undefined; // in place of our own in an authorization response; null leaves it out
+    this.refusal = 'the user said no'; // the description that comes with access_denied
+    this.detour = false; // whether the login page is at another host
+    this.slowDowns = 0; // how many polls of a device to answer with slow_down in place of authorization_pending
+    this.polls = []; // seconds at which a device asked for its token
     this.kill = null;
     this.hold?.release();
     this.hold = null;
@@ -31,17 +36,26 @@ export class World {
 
   report() {
     const most = Math.max(0, ...this.tries.values());
-    const { token, lastTokenRequest, revokedGrants, redeemedTwice, api } = this;
-    return { token, lastTokenRequest, revokedGrants, redeemedTwice, api, tries: { requests: this.tries.size, most } };
+    const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api } = this;
+    return { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, tries: { requests: this.tries.size, most } };
   }
 
   saved(model, id) {
-    if (TOKEN_MODELS.has(model)) this.issued.push(id);
+    if (SECRET_MODELS.has(model)) this.issued.add(id);
   }
 
   revokeAccessTokens() {
+    this.delete(ACCESS_MODELS);
+  }
+
+  // What a user does who takes the application's access back at the provider.
+  revokeConnections() {
+    this.delete(USER_MODELS);
+  }
+
+  delete(models) {
     for (const key of this.rows.keys()) {
-      if (ACCESS_MODELS.some((model) => key.startsWith(`${model}:`))) this.rows.delete(key);
+      if (models.includes(key.split(':')[0])) this.rows.delete(key);
     }
   }
 

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import socket
 import subprocess
 
 import pytest
 
-from world import API, CLIENTS, NODE, PYTHON, wait_for
+from world import API, CLIENTS, NODE, PYTHON, free_port, wait_for
 
 CURL = ["curl", "-fsS", "-w", "spoke %{http_version}\n"]
 FETCHERS = {
@@ -72,11 +71,6 @@ def test_the_variables_that_env_prints_bring_a_client_through(sidebearer):
         done = subprocess.run(["sh", "-c", script, variables, *command], env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert echoes(done.stdout)[0]["authorizations"] == 1
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def test_exec_exits_as_its_command_did(sidebearer):

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -18,12 +19,17 @@ NODE = HERE / "node_modules/.bin/node"
 PYTHON = HERE / ".venv/bin/python"
 CLIENTS = HERE / "clients"
 API = "https://api.test"
+PLAIN = "http://plain.test"
 
 # Secrets reach the sidecar the way operators send them: by variables that proxy.yaml names.
 SECRETS = {
     "BASIC_SECRET": "basic-canary-secret-5f1c",
     "POST_SECRET": "post-canary-secret-77ab",
     "ODD_SECRET": 'p%2B: +&="/?#\\~',
+    "VAULT_SECRET": "vault-canary-secret-b20e",
+    "RESEARCHER_SECRET": "researcher-canary-41c7",
+    "WRITER_SECRET": "writer-canary-secret-9d03",
+    "ADMIN_TOKEN": "admin-canary-token-e8f5",
 }
 BASIC = {"issuer": "https://auth.test", "client_id": "basic", "client_secret": "${BASIC_SECRET}"}
 POST = {
@@ -38,6 +44,16 @@ PUBLIC = {"issuer": "https://auth.test", "client_id": "public", "client_auth": "
 SERVICE = BASIC | {"client_credentials": {"scopes": ["read"]}}
 USER_SCOPES = ["openid", "offline_access", "read"]
 USER = PUBLIC | {"refresh_token": {"scopes": USER_SCOPES}}
+# What a user consents to in a browser. The provider keeps to OpenID Connect 11: offline access is asked for anew each time.
+CONSENT = {
+    "title": "Main",
+    "issuer": "https://auth.test",
+    "client_id": "app",
+    "client_auth": "none",
+    "authorization_code": {"scopes": ["read"]},
+    "required_scopes": ["offline_access"],
+    "authorization_params": {"prompt": "consent"},
+}
 
 
 def binary():
@@ -53,6 +69,11 @@ def wait_for(condition, what, seconds=30):
             return result
         time.sleep(0.01)
     raise AssertionError(f"waited {seconds} s in vain for {what}")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 class Certificates:
@@ -122,8 +143,13 @@ class Servers:
     def issued(self):
         return self._control.get("/issued").json()
 
-    def refresh_token(self, client="public"):
-        return self.tell("refresh-token", client=client, scope=" ".join(USER_SCOPES))
+    def refresh_token(self, client="public", user="alice"):
+        return self.tell("refresh-token", client=client, user=user, scope=" ".join(USER_SCOPES))
+
+    def active(self, token):
+        """Whether the provider still honours it."""
+        basic = {"authorization": f"Basic {as_sent('api', 'api-secret')}"}
+        return self.call("auth", "POST", "/token/introspection", headers=basic, data={"token": token}).json()["active"]
 
     def call(self, name, method, path, http2=False, **request):
         """Calls one of the servers with no sidecar between."""
@@ -160,8 +186,10 @@ class Sidebearer:
         names = ("auth", "api", "old", "stranger")
         self.config.write_text(json.dumps({
             "listen": "127.0.0.1:0",
+            "admin": "127.0.0.1:0",
             "extra_ca_files": [str(servers.certificates.ca)],
-            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in names},
+            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in names}
+            | {"plain.test:80": f"127.0.0.1:{servers.ports['plain']}"},
             "providers": providers,
             "routes": routes or [{"host": host, "provider": first} for host in ("api.test", "old.test")],
             "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
@@ -185,18 +213,28 @@ class Sidebearer:
             assert done.returncode == 0, f"`sidebearer {arguments[0]}` exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 
-    def outside(self, *command):
+    def outside(self, *command, **environment):
         """Runs a client that was told about the proxy by hand."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=True).stdout
+        environment = self.environment | environment
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=True, cwd=self.folder,
+        ).stdout
 
     def exec(self, *command, **options):
         return self.command("exec", "--config", self.config, "--", *command, **options)
 
-    def connect(self, provider):
+    def connect(self, provider, user=None, client="public"):
         """Stores a refresh token that the provider has just given out."""
-        token = self.servers.refresh_token()
-        self.command("import", provider, "--config", self.config, "--refresh-token-file", "-", input=token)
+        token = self.servers.refresh_token(client, user or "alice")
+        whose = ["--user", user] if user else []
+        self.command("import", provider, *whose, "--config", self.config, "--refresh-token-file", "-", input=token)
         return token
+
+    def start(self, *arguments, **environment):
+        """Starts a subcommand that waits for a person."""
+        started = Started(self, arguments, environment)
+        self.running.append(started)
+        return started
 
     def run(self, **environment):
         running = Running(self, environment)
@@ -227,14 +265,16 @@ class Running:
                 [binary(), "run", "--config", sidebearer.config], env=sidebearer.environment | environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=sidebearer.folder,
             )
-        self.address = None
+        self.address = self.admin = None
 
     def await_listening(self):
         def listening():
             assert self.process.poll() is None, f"`sidebearer run` exited {self.process.returncode}:\n{self.log.read_text()}"
-            return next((event["address"] for event in self.events() if event.get("message") == "listening"), None)
+            return next((event for event in self.events() if event.get("message") == "listening"), None)
 
-        self.address = wait_for(listening, "the line that says `listening`")
+        event = wait_for(listening, "the line that says `listening`")
+        self.address = event["address"]
+        self.admin = f"http://{event['admin']}" if event.get("admin") else None
 
     def events(self):
         """The whole lines of the log; a last one still being written is left for the next look."""
@@ -259,6 +299,43 @@ class Running:
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=40)
+
+
+class Started:
+    """A subcommand that a person takes part in, by a browser or by what they type."""
+
+    def __init__(self, sidebearer, arguments, environment):
+        number = len(list(sidebearer.outputs.iterdir()))
+        self.out, self.err = (sidebearer.outputs / f"{number}-{arguments[0]}.{name}" for name in ("stdout", "stderr"))
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [binary(), *map(str, arguments)], env=sidebearer.environment | environment,
+                stdin=subprocess.PIPE, stdout=out, stderr=err, text=True, cwd=sidebearer.folder,
+            )
+
+    def says(self, label):
+        """What stands behind `label` on a line of standard error."""
+        def said():
+            lines = self.err.read_text().rpartition("\n")[0].splitlines()
+            if found := next((line.split(label, 1)[1] for line in lines if line.strip().startswith(label)), None):
+                return found.strip()
+            assert self.process.poll() is None, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
+
+        return wait_for(said, f"the line `{label}...`", seconds=10)
+
+    def type(self, line):
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def ends(self, seconds=20):
+        """Its exit code, standard output and standard error."""
+        return self.process.wait(timeout=seconds), self.out.read_text(), self.err.read_text()
+
+    def kill(self):
+        self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=10)
 
 
 def objects(value):
