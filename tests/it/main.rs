@@ -1,12 +1,16 @@
 //! The product from outside: whole sidecars in this process, and the program itself.
 
+mod admin;
 mod answers;
+mod consent;
 mod edges;
 mod floors;
 mod framing;
 mod headers;
+mod missing;
 mod program;
 mod retry;
 mod routing;
 mod tunnels;
+mod users;
 mod world;

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod answer;
+pub mod browser;
 pub mod certificates;
 pub mod log;
 pub mod program;
@@ -27,9 +28,9 @@ use sidebearer::clock::Clock;
 use sidebearer::config::{self, Settings};
 use sidebearer::drain::Drained;
 use sidebearer::events::{self, Event, TokenChange};
-use sidebearer::names::{Subject, UserName};
+use sidebearer::names::{ProviderName, Subject, UserName};
 use sidebearer::secret::Secret;
-use sidebearer::store::Row;
+use sidebearer::store::{Row, Store};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::{broadcast, oneshot};
@@ -63,6 +64,7 @@ pub struct Setup {
     lifetime: Option<u64>,
     users: Vec<&'static str>,
     user: &'static str,
+    more_providers: String,
 }
 
 /// A server of the world.
@@ -75,6 +77,9 @@ pub enum To {
     Nobody,
 }
 
+/// The fields of a form.
+pub type Form = std::collections::HashMap<String, String>;
+
 /// A running world.
 pub struct World {
     pub api: Server,
@@ -84,13 +89,20 @@ pub struct World {
     pub plain: Server,
     pub issued: Issued,
     pub proxy: SocketAddr,
+    /// Where browsers and programs reach it.
+    pub admin: SocketAddr,
     pub ca: PathBuf,
+    /// What time it is; its wall clock can be set apart.
+    pub clock: Clock,
+    settings: Settings,
+    user: UserName,
+    root: String,
     roots: Arc<RootCertStore>,
     told: Mutex<Told>,
     heard: Heard,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<Drained>>,
-    _folder: TempDir,
+    pub folder: TempDir,
 }
 
 /// The usual world: client credentials, one route to `api.test`.
@@ -107,6 +119,7 @@ impl Default for Setup {
             lifetime: Some(3600),
             users: Vec::new(),
             user: "default",
+            more_providers: String::new(),
         }
     }
 }
@@ -158,6 +171,46 @@ impl Setup {
         self
     }
 
+    /// Users of the provider consent with their browsers.
+    pub fn consenting() -> Self {
+        let provider = "title: Main
+issuer: https://auth.test
+authorization_endpoint: https://auth.test/authorize
+revocation_endpoint: https://auth.test/revoke
+authorization_code:
+  scopes: [read, write]";
+        Self { provider: indented(provider, 4), ..Self::default() }
+    }
+
+    /// As [`Setup::consenting`], where the provider's metadata says the rest: that it names itself in every answer.
+    pub fn consenting_as_discovered(issuer: &str) -> Self {
+        let provider = format!("title: Main\nissuer: {issuer}\nauthorization_code:\n  scopes: [read, write]");
+        Self { provider: indented(&provider, 4), ..Self::default() }
+    }
+
+    /// Further lines of the provider.
+    pub fn provider(mut self, lines: &str) -> Self {
+        self.provider.push_str(&format!("\n    {}", indented(lines, 4)));
+        self
+    }
+
+    /// Another provider whose users consent, at another server.
+    pub fn and_another_provider(self) -> Self {
+        let other = "other:
+  title: Other
+  issuer: https://other.test
+  authorization_endpoint: https://other.test/authorize
+  token_endpoint: https://other.test/token
+  client_id: another
+  authorization_code: {}";
+        Self { more_providers: format!("  {}\n", indented(other, 2)), ..self }
+    }
+
+    /// These have connected before the world begins.
+    pub fn with_grants_of(self, users: &[&'static str]) -> Self {
+        Self { users: users.to_vec(), ..self }
+    }
+
     /// For whom the agent acts.
     pub fn acting_for(self, user: &'static str) -> Self {
         Self { user, ..self }
@@ -173,7 +226,7 @@ impl Setup {
         let api = root.server(&["api.test", "*.api.test"], self.api_proof, &self.api_alpn);
         let api = Server::start(Some(api), Box::new(move |seen| for_api.api(seen))).await;
         let auth = root.server(&["auth.test"], Proof::Good, &["h2", "http/1.1"]);
-        let auth = Server::start(Some(auth), Box::new(move |seen| for_auth.token(seen))).await;
+        let auth = Server::start(Some(auth), Box::new(move |seen| for_auth.answer(seen))).await;
         let evil = root.server(&["evil.test", "api.test"], self.evil_proof, &["h2", "http/1.1"]);
         let evil = Server::start(Some(evil), Box::new(|_| answer::answer(200).saying("thank you\n"))).await;
         let for_plain = issued.clone();
@@ -183,17 +236,11 @@ impl Setup {
         std::fs::write(folder.path().join("root.pem"), &root.pem).unwrap();
         let settings = self.settings(&folder, &issued, &[&api, &auth, &evil, &plain]);
         for (index, user) in self.users.iter().enumerate() {
-            connect(&settings, user, &issued.grant(index + 1)).await;
+            connect(&settings, user, &issued.grant_to(user, index + 1)).await;
         }
-        let authority = Authority::Fresh(folder.path().join("ca"));
-        let user: UserName = self.user.parse().unwrap();
-        let app = app::build(&settings, Options { user, authority, clock: Clock::system() }).await.unwrap();
-        let roots = roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), &root.pem]);
-        let (proxy, events, ca) = (app.address, app.events.watch(), app.ca_files.ca.clone());
-        let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(app.run(async {
-            let _ = stopped.await;
-        }));
+        let (user, clock) = (self.user.parse().unwrap(), Clock::stepped());
+        let Launched { proxy, admin, ca, roots, told, stop, running } =
+            Launched::new(&settings, &folder, &user, &clock, &root.pem).await;
         World {
             api,
             auth,
@@ -201,13 +248,18 @@ impl Setup {
             plain,
             issued,
             proxy,
+            admin,
             ca,
-            roots: Arc::new(roots),
-            told: Mutex::new(Told::by(events)),
+            clock,
+            settings,
+            user,
+            root: root.pem,
+            roots,
+            told: Mutex::new(told),
             heard: Heard::default(),
             stop: Some(stop),
             running: Some(running),
-            _folder: folder,
+            folder,
         }
     }
 
@@ -225,6 +277,7 @@ impl Setup {
             resolve.push_str(&format!("  {authority}: {address}\n"));
         }
         let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
+        let more = &self.more_providers;
         let text = format!(
             "listen: 127.0.0.1:0
 admin: 127.0.0.1:0
@@ -237,7 +290,7 @@ drain: 5s
     client_id: {CLIENT_ID}
     client_secret: ${{CLIENT_SECRET}}
     {provider}
-routes:
+{more}routes:
 {routes}store:
   path: '{path}/store'
   keys: ['${{STORE_KEY}}']
@@ -247,9 +300,47 @@ routes:
         let environment = |name: &str| match name {
             "CLIENT_SECRET" => Some(issued.client_secret()),
             "STORE_KEY" => Some(key.clone()),
-            _ => None,
+            "ADMIN_TOKEN" => Some(admin_token()),
+            name => Some(secret_of(name.strip_suffix("_SECRET")?)),
         };
         config::parse("proxy.yaml", &text, &environment).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
+}
+
+/// The admin token of every world that has one.
+pub fn admin_token() -> String {
+    format!("{CANARY}admin-token")
+}
+
+/// The secret of an agent.
+pub fn secret_of(agent: &str) -> String {
+    format!("{CANARY}secret-of-{}", agent.to_lowercase())
+}
+
+/// An app that runs, and what leads to it.
+struct Launched {
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    ca: PathBuf,
+    roots: Arc<RootCertStore>,
+    told: Told,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<Drained>,
+}
+
+impl Launched {
+    async fn new(settings: &Settings, folder: &TempDir, user: &UserName, clock: &Clock, root: &str) -> Self {
+        let authority = Authority::Fresh(folder.path().join("ca"));
+        let options = Options { user: user.clone(), authority, clock: clock.clone() };
+        let app = app::build(settings, options).await.unwrap();
+        let roots = Arc::new(roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), root]));
+        let (proxy, admin, ca) = (app.address, app.admin.unwrap(), app.ca_files.ca.clone());
+        let told = Told::by(app.events.watch());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(app.run(async {
+            let _ = stopped.await;
+        }));
+        Self { proxy, admin, ca, roots, told, stop, running }
     }
 }
 
@@ -268,7 +359,47 @@ impl World {
 
     /// How often the provider was asked for a token.
     pub fn token_calls(&self) -> usize {
-        self.auth.seen().len()
+        self.token_requests().len()
+    }
+
+    /// The forms that came to the token endpoint.
+    pub fn token_requests(&self) -> Vec<Form> {
+        self.forms_at("/token")
+    }
+
+    /// The tokens that were given back to the provider (RFC 7009).
+    pub fn given_back(&self) -> Vec<String> {
+        self.forms_at("/revoke").iter().map(|form| form["token"].clone()).collect()
+    }
+
+    fn forms_at(&self, path: &str) -> Vec<Form> {
+        let seen = self.auth.seen().into_iter().filter(|seen| seen.path() == path);
+        seen.map(|seen| url::form_urlencoded::parse(&seen.body).into_owned().collect()).collect()
+    }
+
+    /// The store, as another process has it.
+    pub async fn store_elsewhere(&self) -> Store {
+        app::open_store(&self.settings, false).await.unwrap()
+    }
+
+    /// What is stored of a user's grant.
+    pub async fn stored(&self, user: &str) -> Option<Row> {
+        self.store_elsewhere().await.grant(&main(), &subject(user)).await.unwrap()
+    }
+
+    /// Another process stores the grant of a user.
+    pub async fn connects_elsewhere(&self, user: &str) {
+        connect(&self.settings, user, &self.issued.grant_to(user, 500)).await;
+    }
+
+    /// The process ends and starts again.
+    pub async fn restarts(&mut self) {
+        self.begins_to_stop();
+        self.ends().await;
+        let Launched { proxy, admin, ca, roots, told, stop, running } =
+            Launched::new(&self.settings, &self.folder, &self.user, &self.clock, &self.root).await;
+        (self.proxy, self.admin, self.ca, self.roots) = (proxy, admin, ca, roots);
+        (self.told, self.stop, self.running) = (Mutex::new(told), Some(stop), Some(running));
     }
 
     /// A connection to the proxy's port.
@@ -280,8 +411,13 @@ impl World {
 
     /// A connection on which CONNECT was answered with 200.
     pub async fn tunnel(&self, to: &str) -> Raw {
+        self.tunnel_with(to, "").await
+    }
+
+    /// As [`World::tunnel`], with further lines in the head.
+    pub async fn tunnel_with(&self, to: &str, lines: &str) -> Raw {
         let mut connection = self.connection().await;
-        connection.says(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n")).await;
+        connection.says(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{lines}\r\n")).await;
         let reply = connection.hears().await;
         assert_eq!(reply.status, 200, "CONNECT {to}: {}", reply.text());
         connection
@@ -310,10 +446,25 @@ impl World {
 
     /// Waits until the sidecar has obtained so many tokens.
     pub async fn obtained_tokens(&self, tokens: usize) {
+        self.tells(|told| told.obtained >= tokens).await;
+    }
+
+    /// Waits until it has said so often that a user has to connect.
+    pub async fn says_who_is_missing(&self, times: usize) -> Vec<events::Missing> {
+        self.tells(|told| told.missing.len() >= times).await;
+        self.missing_told()
+    }
+
+    /// How often it has said that a user has to connect.
+    pub fn missing_told(&self) -> Vec<events::Missing> {
+        self.told.lock().unwrap().catch_up().missing.clone()
+    }
+
+    async fn tells(&self, enough: impl Fn(&Told) -> bool) {
         soon(async {
             loop {
                 let mut live = self.told.lock().unwrap().live.resubscribe();
-                if self.told.lock().unwrap().catch_up().obtained >= tokens {
+                if enough(self.told.lock().unwrap().catch_up()) {
                     return;
                 }
                 let _ = live.recv().await;
@@ -340,11 +491,12 @@ struct Told {
     requests_asked: usize,
     /// How many tokens came from the provider.
     obtained: usize,
+    missing: Vec<events::Missing>,
 }
 
 impl Told {
     fn by(live: broadcast::Receiver<Event>) -> Self {
-        Self { live, requests: Vec::new(), requests_asked: 0, obtained: 0 }
+        Self { live, requests: Vec::new(), requests_asked: 0, obtained: 0, missing: Vec::new() }
     }
 
     fn catch_up(&mut self) -> &Self {
@@ -352,7 +504,7 @@ impl Told {
         loop {
             match self.live.try_recv() {
                 Ok(Event::Request(request)) => self.requests.push(request),
-                Ok(Event::Missing(_)) => {}
+                Ok(Event::Missing(missing)) => self.missing.push(missing),
                 Ok(Event::Token(token)) => {
                     self.obtained += usize::from(matches!(token.what, TokenChange::Obtained { .. }));
                 }
@@ -382,9 +534,22 @@ impl Drop for World {
 
 async fn connect(settings: &Settings, user: &str, refresh_token: &str) {
     let store = app::open_store(settings, true).await.unwrap();
-    let (main, user) = ("main".parse().unwrap(), Subject::User(user.parse().unwrap()));
-    let row = Row::new(main, user, settings.providers[0].target.clone(), SystemTime::now());
+    let row = Row::new(main(), subject(user), settings.providers[0].target.clone(), SystemTime::now());
     store.replace(Row { refresh_token: Some(Secret::new(refresh_token)), ..row }).await.unwrap();
+}
+
+/// The provider of every world.
+pub fn main() -> ProviderName {
+    "main".parse().unwrap()
+}
+
+pub fn subject(user: &str) -> Subject {
+    Subject::User(user.parse().unwrap())
+}
+
+/// The lines, each but the first further in.
+fn indented(lines: &str, by: usize) -> String {
+    lines.trim_end().lines().collect::<Vec<_>>().join(&format!("\n{}", " ".repeat(by)))
 }
 
 fn roots(pems: &[&str]) -> RootCertStore {

@@ -45,11 +45,15 @@ impl Reply {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// The stable code of an answer of the proxy's own.
+    /// An answer of the sidecar's own.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|_| panic!("{} is no answer of the sidecar's own: {:?}", self.status, self.body))
+    }
+
+    /// The stable code of an answer of the sidecar's own.
     pub fn code(&self) -> String {
-        let problem: serde_json::Value = serde_json::from_slice(&self.body)
-            .unwrap_or_else(|_| panic!("{} is no answer of the proxy's own: {:?}", self.status, self.body));
-        problem["code"].as_str().unwrap().to_owned()
+        self.json()["code"].as_str().unwrap().to_owned()
     }
 }
 

@@ -115,6 +115,15 @@ impl Seen {
         self.header("authorization").and_then(|value| value.strip_prefix("Bearer "))
     }
 
+    /// The path of its target, in either form, without the query.
+    pub fn path(&self) -> &str {
+        let path = match self.target.split_once("://") {
+            Some((_, rest)) => rest.find('/').map_or("/", |at| &rest[at..]),
+            None => &self.target,
+        };
+        path.split('?').next().unwrap_or_default()
+    }
+
     pub fn names(&self) -> Vec<&str> {
         self.headers.keys().map(|name| name.as_str()).collect()
     }
