@@ -119,6 +119,117 @@ async fn only_who_knows_the_generation_writes() {
 }
 
 #[tokio::test]
+async fn no_grant_has_the_generation_of_one_before_it() {
+    // TOK-038
+    let directory = with_alice().await;
+    let store = create(&directory).await;
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
+    store.remove(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 3);
+    assert_eq!(store.replace(row("bob", 9)).await.unwrap(), 1);
+    // What a renewal of the removed grant brings is not written over the new one.
+    let late = store.put(row("alice", 3), Some(2)).await.unwrap();
+    assert!(matches!(late, Put::Stale(newer) if newer.generation == 3));
+    let generations = store.generations().await.unwrap();
+    assert_eq!(generations.len(), 2);
+    assert_eq!(generations[&(github(), user("alice"))], 3);
+}
+
+#[tokio::test]
+async fn a_grant_that_does_not_open_can_be_removed_and_replaced() {
+    let directory = with_alice().await;
+    sqlite(&directory, "UPDATE grants SET refresh_token = x'01'");
+    let store = create(&directory).await;
+    assert!(store.grant(&github(), &user("alice")).await.is_err());
+    let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(removed.refresh_token, None);
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
+    assert!(store.grant(&github(), &user("alice")).await.unwrap().is_some());
+}
+
+fn flow(name: u8, ends: u64) -> Flow {
+    Flow { id: [name; 32], content: Secret::new(format!("flow {name}")), expires_at: at(ends) }
+}
+
+#[tokio::test]
+async fn a_flow_is_taken_once() {
+    // OAU-001, OAU-006
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
+    let racing = (0..8).map(|_| store.take_flow([1; 32], at(1)));
+    let taken: Vec<_> = futures_util::future::join_all(racing).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Flow(flow(1, 600))).count(), 1);
+    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Again(flow(1, 600))).count(), 7);
+    assert_eq!(store.take_flow([2; 32], at(1)).await.unwrap(), Taken::No);
+    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::Expired);
+    // The next one sweeps it out.
+    store.put_flow(flow(3, 1200), 10, at(600)).await.unwrap();
+    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::No);
+}
+
+#[tokio::test]
+async fn so_many_flows_are_kept_and_no_more() {
+    // OAU-019
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    for name in 0..20 {
+        store.put_flow(flow(name, 600 + u64::from(name)), 5, at(0)).await.unwrap();
+    }
+    let kept = async |name| store.take_flow([name; 32], at(1)).await.unwrap() != Taken::No;
+    assert!(!kept(14).await && kept(15).await && kept(19).await);
+}
+
+#[tokio::test]
+async fn a_flow_opens_under_its_own_state_only_and_shows_nothing() {
+    // TOK-026, LEK-011
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
+    store.put_flow(flow(2, 600), 10, at(0)).await.unwrap();
+    let (one, two) = ("01".repeat(32), "02".repeat(32));
+    let swap =
+        format!("UPDATE flows SET content = (SELECT content FROM flows WHERE id = x'{two}') WHERE id = x'{one}'");
+    sqlite(&directory, &swap);
+    assert_eq!(store.take_flow([1; 32], at(1)).await.unwrap_err().code(), "store_value_corrupt");
+    assert!(matches!(store.take_flow([2; 32], at(1)).await.unwrap(), Taken::Flow(_)));
+    drop(store);
+    let files = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    for file in files.filter(|path| path.is_file()) {
+        assert!(!fs::read(&file).unwrap().windows(6).any(|window| window == b"flow 2"), "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn a_stamp_is_for_its_purpose_and_its_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    let word = store.stamp("ticket", "alice").unwrap();
+    assert_eq!(store.stamped("ticket", &word), Some(Secret::new("alice")));
+    assert_eq!(store.stamped("another", &word), None);
+    assert!(word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')), "{word}");
+    assert_eq!(store.stamped("ticket", &word[1..]), None);
+    let other = tempfile::tempdir().unwrap();
+    let other = Store::open(other.path(), keys(2), true).await.unwrap();
+    assert_eq!(other.stamped("ticket", &word), None);
+}
+
+#[tokio::test]
+async fn a_store_of_the_release_before_is_brought_up_to_date() {
+    let directory = with_alice().await;
+    let before = create(&directory).await.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    sqlite(
+        &directory,
+        "ALTER TABLE grants DROP COLUMN further_scopes; DROP TABLE removed; DROP TABLE flows; PRAGMA user_version = 1;",
+    );
+    let store = Store::open(directory.path(), keys(1), false).await.unwrap();
+    let after = store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(after, Row { further_scopes: Vec::new(), ..before });
+    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn an_intent_stays_until_the_row_is_written_or_marked() {
     // C12
     let directory = tempfile::tempdir().unwrap();

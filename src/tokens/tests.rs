@@ -2,6 +2,7 @@
 
 mod ahead;
 mod discovery;
+mod grants;
 mod model;
 mod outage;
 mod rejected;

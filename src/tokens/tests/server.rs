@@ -78,6 +78,8 @@ pub(super) struct Book {
     /// Gives the same access token until so long before its end.
     pub same_until: Option<Duration>,
     pub metadata: HashMap<String, Value>,
+    /// The tokens that were given back, in order.
+    pub given_back: Vec<String>,
     at_once: usize,
     count: usize,
     grants: HashMap<String, Grant>,
@@ -114,6 +116,7 @@ impl Default for Book {
             grace: false,
             same_until: None,
             metadata: HashMap::new(),
+            given_back: Vec::new(),
             at_once: 0,
             count: 0,
             grants: HashMap::new(),
@@ -181,6 +184,10 @@ impl Servers for Server {
         async move {
             let host = request.url.host_str().unwrap().to_owned();
             let fields: HashMap<_, _> = form_urlencoded::parse(request.body.expose().as_bytes()).into_owned().collect();
+            if let Some(token) = fields.get("token") {
+                self.book().given_back.push(token.clone());
+                return Ok(reply(200, &[], b""));
+            }
             let refresh_token = fields.get("refresh_token").cloned();
             let (act, delay) = self.book().begin(host, refresh_token.clone());
             tokio::time::sleep(delay).await;
