@@ -39,6 +39,8 @@ use crate::secret::Secret;
 pub const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                                   img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 const COOKIE_NAME: &str = "sidebearer_browser";
+/// Over TLS: a name that no neighbouring host can set (RFC 6265bis section 4.1.3.2).
+const HOST_COOKIE_NAME: &str = "__Host-sidebearer_browser";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const LARGEST_BODY: usize = 64 << 10;
 /// How long accepting rests when the process has no descriptors left.
@@ -219,19 +221,19 @@ impl Browser {
     ///
     /// # Errors
     /// Where the machine has no randomness.
-    pub fn of(headers: &HeaderMap) -> Result<Self, getrandom::Error> {
-        match Self::known(headers) {
+    pub fn of(headers: &HeaderMap, base: &Url) -> Result<Self, getrandom::Error> {
+        match Self::known(headers, base) {
             Some(browser) => Ok(browser),
             None => Ok(Self { id: Secret::new(pkce::random()?), is_new: true }),
         }
     }
 
     /// The browser that sent a request, if it has been here before.
-    pub fn known(headers: &HeaderMap) -> Option<Self> {
+    pub fn known(headers: &HeaderMap, base: &Url) -> Option<Self> {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
         let mut own = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
             let (name, value) = cookie.trim().split_once('=')?;
-            (name == COOKIE_NAME && value.len() == 43).then_some(value)
+            (name == cookie_name(base) && value.len() == 43).then_some(value)
         });
         own.next().map(|id| Self { id: Secret::new(id), is_new: false })
     }
@@ -261,12 +263,16 @@ impl Browser {
             return;
         }
         let secure = if base.scheme() == "https" { "; Secure" } else { "" };
-        let cookie = format!("{COOKIE_NAME}={}; Path=/; HttpOnly; SameSite=Lax{secure}", self.id.expose());
+        let cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Lax{secure}", cookie_name(base), self.id.expose());
         if let Ok(mut cookie) = HeaderValue::try_from(cookie) {
             cookie.set_sensitive(true);
             response.headers_mut().append(SET_COOKIE, cookie);
         }
     }
+}
+
+fn cookie_name(base: &Url) -> &'static str {
+    if base.scheme() == "https" { HOST_COOKIE_NAME } else { COOKIE_NAME }
 }
 
 /// A page that says no.
@@ -507,18 +513,29 @@ mod tests {
     fn a_browser_is_known_by_its_cookie_and_by_nothing_that_others_see() {
         // OAU-002
         let mut headers = HeaderMap::new();
-        let browser = Browser::of(&headers).unwrap();
+        let base: Url = "http://127.0.0.1:3129/".parse().unwrap();
+        let browser = Browser::of(&headers, &base).unwrap();
         let mut response = Response::default();
-        browser.remember(&mut response, &"http://127.0.0.1:3129/".parse().unwrap());
+        browser.remember(&mut response, &base);
         let cookie = response.headers()[SET_COOKIE].to_str().unwrap().to_owned();
         assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"), "{cookie}");
         let pair = cookie.split(';').next().unwrap();
         headers.insert(COOKIE, HeaderValue::try_from(format!("a=b; {pair}")).unwrap());
-        let again = Browser::of(&headers).unwrap();
+        let again = Browser::of(&headers, &base).unwrap();
         assert_eq!((again.binding(), again.csrf()), (browser.binding(), browser.csrf()));
         assert!(again.sent(&browser.csrf()) && !again.sent(&browser.binding()) && !again.sent(""));
         assert!(!cookie.contains(&browser.csrf()) && !cookie.contains(&browser.binding()));
-        assert_ne!(Browser::of(&HeaderMap::new()).unwrap().csrf(), browser.csrf());
+        assert_ne!(Browser::of(&HeaderMap::new(), &base).unwrap().csrf(), browser.csrf());
+        // Over TLS, a cookie that a neighbouring host may have set is nobody's.
+        let public: Url = "https://connect.test/".parse().unwrap();
+        assert!(Browser::known(&headers, &public).is_none());
+        let mut response = Response::default();
+        Browser::of(&headers, &public).unwrap().remember(&mut response, &public);
+        let cookie = response.headers()[SET_COOKIE].to_str().unwrap();
+        assert!(
+            cookie.starts_with("__Host-") && cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax; Secure"),
+            "{cookie}"
+        );
         assert!(!format!("{browser:?}").contains(&pair[COOKIE_NAME.len() + 1..]));
     }
 }

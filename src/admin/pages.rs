@@ -84,7 +84,7 @@ struct Arrival {
 }
 
 async fn dashboard(State(admin): State<Admin>, Query(arrival): Query<Arrival>, headers: HeaderMap) -> Response {
-    let (connections, browser) = match (admin.connections().await, Browser::of(&headers)) {
+    let (connections, browser) = match (admin.connections().await, Browser::of(&headers, admin.parts().links.base())) {
         (Ok(connections), Ok(browser)) => (connections, browser),
         (Err(error), _) => {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -200,7 +200,7 @@ struct Leaving {
 }
 
 async fn disconnect(State(admin): State<Admin>, headers: HeaderMap, Form(form): Form<Leaving>) -> Response {
-    if !Browser::known(&headers).is_some_and(|browser| browser.sent(&form.csrf)) {
+    if !Browser::known(&headers, admin.parts().links.base()).is_some_and(|browser| browser.sent(&form.csrf)) {
         let said = "The form did not come from a page that this browser got here.";
         return web::refusal(StatusCode::FORBIDDEN, "Nothing was changed", said, "Open the dashboard again.");
     }

@@ -113,7 +113,7 @@ async fn asked(
 ) -> Result<Response, ConsentError> {
     let plan = consent.plan(provider, invitation).await?;
     let destination = consent.destination(&plan).await?;
-    let browser = Browser::of(headers)?;
+    let browser = Browser::of(headers, consent.inner.parts.links.base())?;
     let page = Connect {
         title: &plan.provider.title,
         provider,
@@ -142,7 +142,8 @@ async fn begin(
     headers: HeaderMap,
     Form(wish): Form<Wish>,
 ) -> Response {
-    let browser = Browser::known(&headers).filter(|browser| browser.sent(wish.csrf.as_deref().unwrap_or_default()));
+    let browser = Browser::known(&headers, consent.inner.parts.links.base())
+        .filter(|browser| browser.sent(wish.csrf.as_deref().unwrap_or_default()));
     let Some(browser) = browser else {
         let said = "The form did not come from a page that this browser got here.";
         return web::refusal(
@@ -180,7 +181,9 @@ async fn end_anywhere(State(consent): State<Consent>, RawQuery(query): RawQuery,
 }
 
 async fn ended(consent: &Consent, at: Option<&str>, query: Option<String>, headers: &HeaderMap) -> Response {
-    let finished = consent.finish(at, &query.unwrap_or_default(), Browser::known(headers).as_ref()).await;
+    let finished = consent
+        .finish(at, &query.unwrap_or_default(), Browser::known(headers, consent.inner.parts.links.base()).as_ref())
+        .await;
     match finished {
         Ok(Finished { return_to: Some(page), provider, .. }) => {
             see_other(returned(page, "connected", &provider.name).as_str())
