@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use askama::Template;
@@ -28,6 +27,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::drain::Drain;
@@ -59,7 +59,7 @@ struct Inner {
     base: Url,
     hosts: Vec<Authority>,
     token: Option<Secret>,
-    waiting: AtomicUsize,
+    wrong: Semaphore,
 }
 
 /// Whether whoever asks has shown the admin token, or needs none.
@@ -72,7 +72,7 @@ impl Guard {
         let own = ["127.0.0.1", "localhost", "[::1]"].map(|name| format!("{name}:{port}"));
         let mut hosts: Vec<Authority> = own.iter().filter_map(|name| Authority::parse(name, None).ok()).collect();
         hosts.extend(authority(&base));
-        Self { inner: Arc::new(Inner { base, hosts, token, waiting: AtomicUsize::new(0) }) }
+        Self { inner: Arc::new(Inner { base, hosts, token, wrong: Semaphore::new(WRONG_AT_ONCE) }) }
     }
 
     /// Puts the guard before every path of a router, and the style of all pages behind it.
@@ -158,10 +158,10 @@ impl Guard {
         if given == *token {
             return Authorized(true);
         }
-        if self.inner.waiting.fetch_add(1, Ordering::Relaxed) < WRONG_AT_ONCE {
+        // Given back also when whoever guesses hangs up.
+        if let Ok(_permit) = self.inner.wrong.try_acquire() {
             tokio::time::sleep(WRONG).await;
         }
-        self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
         Authorized(false)
     }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderMap;
 use http::header::PROXY_AUTHORIZATION;
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::reject::Reject;
@@ -89,12 +89,12 @@ impl fmt::Debug for Caller {
 pub(super) struct Door {
     agents: Vec<Arc<Agent>>,
     user: UserName,
-    waiting: AtomicUsize,
+    wrong: Semaphore,
 }
 
 impl Door {
     pub fn new(agents: Vec<Arc<Agent>>, user: UserName) -> Self {
-        Self { agents, user, waiting: AtomicUsize::new(0) }
+        Self { agents, user, wrong: Semaphore::new(WRONG_AT_ONCE) }
     }
 
     /// Who sends a request with these fields. Every request is looked at anew: a connection proves nothing (LST-009).
@@ -137,10 +137,10 @@ impl Door {
     }
 
     async fn hold_up(&self) {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) < WRONG_AT_ONCE {
+        // Given back also when whoever guesses hangs up.
+        if let Ok(_permit) = self.wrong.try_acquire() {
             tokio::time::sleep(WRONG).await;
         }
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
