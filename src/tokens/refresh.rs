@@ -289,8 +289,11 @@ impl Renewal<'_> {
         self.row().await.map_err(|error| self.store_failed(&error))
     }
 
-    /// What the store has for this key.
+    /// What the store has for this key, or a consent has brought meanwhile.
     async fn look(&self) -> Result<Found, TokenError> {
+        if let Some(token) = self.slot.lock().overtaking(self.inner.clock.now()) {
+            return Ok(Found::Token(token));
+        }
         let row = self.stored().await?.ok_or_else(|| self.not_connected())?;
         if let Some(token) = self.adopt(&row) {
             return Ok(Found::Token(token));
@@ -399,20 +402,25 @@ pub(super) struct Unsaved {
 async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
     let Some(row) = slot.lock().unsaved.as_ref().map(|unsaved| unsaved.row.clone()) else { return Ok(()) };
     let (provider, subject, generation) = (&slot.key.provider, &slot.key.subject, row.generation);
-    let stored = match inner.store.put(row.clone(), Some(generation - 1)).await? {
+    let put = inner.store.put(row.clone(), Some(generation - 1)).await?;
+    let stored = match &put {
         Put::Done => true,
         // A write can fail after it was done.
         Put::Stale(there) => there.generation == generation && there.refresh_token == row.refresh_token,
         Put::Gone => false,
     };
-    let mut state = slot.lock();
-    if state.unsaved.take_if(|unsaved| unsaved.row.generation == generation).is_none() {
+    let settled = slot.lock().unsaved.take_if(|unsaved| unsaved.row.generation == generation);
+    if settled.is_none() {
         return Ok(());
     }
     if stored {
         tracing::info!(%provider, %subject, "the rotated refresh token is stored now");
     } else {
         tracing::warn!(%provider, %subject, "the grant was replaced or removed, and its rotated refresh token is dropped");
+    }
+    // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
+    if let (Put::Gone, Some(known), Some(token)) = (put, inner.providers.get(provider), &row.refresh_token) {
+        known.revoke(&*inner.servers, token, true).await;
     }
     Ok(())
 }

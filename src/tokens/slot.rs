@@ -46,8 +46,8 @@ pub(super) struct State {
     rest: Option<Rest>,
     attempts: u32,
     force: Force,
-    /// The generation of a grant that a consent brought while a renewal of the one before may have been under way.
-    granted: Option<u64>,
+    /// Whether a consent brought the token at hand while a renewal of the grant before it was under way.
+    overtaken: bool,
     /// Whether the renewal under way began with a grant that is gone: what it brings is not to be used.
     void: bool,
     /// Whether the token was used since it came.
@@ -124,12 +124,11 @@ impl Slot {
     /// A user has granted access, and this came with it.
     pub(super) fn granted(&self, token: Token) {
         let mut state = self.lock();
-        let unsaved = state.unsaved.take();
+        let (flight, unsaved) = (state.flight.take(), state.unsaved.take());
         *state = State {
-            granted: Some(token.generation),
             token: Some(token),
-            // Who waits for a renewal of the old grant gets what it brings; the next one gets this.
-            flight: state.flight.take(),
+            overtaken: flight.is_some(),
+            flight,
             joined: state.joined,
             unsaved,
             ..State::default()
@@ -141,8 +140,9 @@ impl Slot {
     /// The grant is gone, and its token with it.
     pub(super) fn forget(&self) {
         let mut state = self.lock();
-        let void = state.flight.is_some();
-        *state = State { flight: state.flight.take(), joined: state.joined, void, ..State::default() };
+        // What could not be stored of it is still to be given back.
+        let (flight, unsaved) = (state.flight.take(), state.unsaved.take());
+        *state = State { void: flight.is_some(), flight, joined: state.joined, unsaved, ..State::default() };
         drop(state);
         self.changed.notify_waiters();
     }
@@ -206,6 +206,11 @@ impl State {
         let Some(held) = &self.token else { return true };
         let rejected = matches!(cause, Cause::Rejected) && stored.secret == held.secret;
         stored.generation > held.generation && !rejected
+    }
+
+    /// The token that a consent brought while the renewal under way began with the grant before.
+    pub(super) fn overtaking(&self, now: Now) -> Option<Token> {
+        self.token.clone().filter(|token| self.overtaken && token.lives(now))
     }
 
     /// Whether the token should be renewed now, ahead of its end, by a request that comes along.
@@ -276,11 +281,11 @@ impl State {
             true => outcome.and_then(|_| Err(not_connected)),
             false => outcome,
         };
-        let superseded = |token: &Token| self.granted.is_some_and(|granted| token.generation <= granted);
-        if outcome.as_ref().is_ok_and(superseded)
-            && let Some(held) = self.token.as_ref().filter(|held| held.lives(now))
-        {
-            return Ok(self.bearer(held));
+        if let Some(held) = self.overtaking(now) {
+            self.overtaken = false;
+            if outcome.as_ref().map_or(true, |token| token.generation <= held.generation) {
+                return Ok(self.bearer(&held));
+            }
         }
         match outcome {
             Ok(mut token) => {

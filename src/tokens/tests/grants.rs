@@ -6,10 +6,11 @@ use tokio::time::Instant;
 
 use super::server::Act;
 use super::world::{World, pass, provider, user};
+use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
 use crate::store::State;
-use crate::tokens::{Bearer, GrantError, Key, Proof, Revocation, TokenError, Tokens};
+use crate::tokens::{Bearer, GrantError, Granted, Key, Proof, Revocation, TokenError, Tokens};
 
 /// What the provider answers to a code.
 const CONSENTED: Act = Act::Say(
@@ -26,14 +27,31 @@ async fn world() -> World {
 
 /// A user consents, in a sidecar of this or of another process.
 async fn consent(world: &World, tokens: &Tokens, key: &Key) -> Result<(), GrantError> {
-    world.server.book().acts.push_back(CONSENTED);
+    consent_to(world, tokens, key, &[], CONSENTED).await.map(|_| ())
+}
+
+/// A user consents to these scopes besides, and the provider answers so.
+async fn consent_to(
+    world: &World,
+    tokens: &Tokens,
+    key: &Key,
+    further: &[&str],
+    answer: Act,
+) -> Result<Granted, GrantError> {
+    world.server.book().acts.push_back(answer);
     let code = Proof::Code {
         code: Secret::new("code"),
         verifier: Secret::new("verifier"),
         redirect_uri: "http://127.0.0.1:1/callback".into(),
     };
-    let alice = "alice".parse().unwrap();
-    tokens.grant(&key.provider, &alice, code, Vec::new()).await.map(|_| ())
+    let further = further.iter().map(|scope| (*scope).to_owned()).collect();
+    tokens.grant(&key.provider, &"alice".parse().unwrap(), code, further).await
+}
+
+/// Looks at the store as a sidecar that runs does.
+fn follows(world: &World) {
+    let tokens = world.tokens.clone();
+    tokio::spawn(async move { tokens.follow_store().await });
 }
 
 fn value(bearer: &Bearer) -> &str {
@@ -70,7 +88,7 @@ async fn a_renewal_of_the_grant_before_does_not_take_its_place() {
     pass(1.0).await;
     consent(&world, &world.tokens.clone(), &key).await.unwrap();
     world.server.release();
-    renewal.await.unwrap().unwrap();
+    assert_eq!(value(&renewal.await.unwrap().unwrap()), "Bearer consented", "nor is it handed out");
     assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
     assert_eq!(world.stored_refresh_token(&key).await, "consented-rt");
 }
@@ -128,8 +146,7 @@ async fn what_another_process_stores_is_noticed_within_a_second() {
     // TOK-029
     let world = world().await;
     let (key, sibling) = (world.key("alice"), world.sibling().await);
-    let tokens = world.tokens.clone();
-    tokio::spawn(async move { tokens.follow_store().await });
+    follows(&world);
     let waiting = waits(&world, &key);
     pass(2.0).await;
     assert_eq!(world.tokens.waiting().len(), 1);
@@ -164,4 +181,254 @@ async fn scopes_that_the_user_did_not_grant_are_the_users_to_grant() {
     world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_scope"}"#));
     assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "reauthorize");
     assert_eq!(world.row(&key).await.state, State::Reauthorize { reason: "invalid_scope".into() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_goes_on_when_its_browser_is_gone() {
+    // TOK-040, C11
+    let world = world().await;
+    let key = world.key("alice");
+    world.server.book().delay = Duration::from_secs(5);
+    let tokens = world.tokens.clone();
+    let gone = tokio::time::timeout(Duration::from_secs(1), consent(&world, &tokens, &key));
+    gone.await.unwrap_err();
+    pass(5.0).await;
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
+    assert_eq!(world.stored_refresh_token(&key).await, "consented-rt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_a_code_that_is_being_redeemed() {
+    // TOK-044
+    let world = world().await;
+    let (key, tokens) = (world.key("alice"), world.tokens.clone());
+    world.server.book().delay = Duration::from_secs(5);
+    let (granted, drained) = tokio::join!(consent(&world, &tokens, &key), async {
+        pass(1.0).await;
+        world.drain.finish(Duration::from_secs(20)).await
+    });
+    granted.unwrap();
+    assert_eq!((drained, world.stored_refresh_token(&key).await.as_str()), (Drained::Clean, "consented-rt"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_ends_a_dead_grant_s_rest_at_once() {
+    // C15
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_grant"}"#));
+    assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "reauthorize");
+    consent(&world, &world.tokens.clone(), &key).await.unwrap();
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
+    assert_eq!(world.row(&key).await.state, State::Connected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_fails_for_the_grant_before_harms_the_new_one_in_nothing() {
+    // C3, C15
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.server.book().delay = Duration::from_secs(2);
+    world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_grant"}"#));
+    let (tokens, old) = (world.tokens.clone(), key.clone());
+    let renewal = tokio::spawn(async move { tokens.bearer(&old).await });
+    pass(1.0).await;
+    world.server.book().delay = Duration::ZERO;
+    consent_to(&world, &world.tokens.clone(), &key, &[], Act::TakeCode).await.unwrap();
+    let consented = world.bearer_at_once(&key).await;
+    let renewed = renewal.await.unwrap().unwrap();
+    assert!(world.server.accepts(&renewed) && world.server.owner(&renewed) == "consent");
+    assert_eq!(world.row(&key).await.state, State::Connected);
+    assert_eq!(value(&renewed), value(&consented), "what came this moment was renewed at once");
+    assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_waits_for_its_turn_finds_what_a_consent_has_brought() {
+    // C3, C19
+    let world = world().await;
+    let key = world.connect("alice").await;
+    let other = world.store.lease(&key.provider, &key.subject, Duration::ZERO).await.unwrap().unwrap();
+    let (tokens, old) = (world.tokens.clone(), key.clone());
+    let renewal = tokio::spawn(async move { tokens.bearer(&old).await });
+    pass(1.0).await;
+    consent_to(&world, &world.tokens.clone(), &key, &[], Act::TakeCode).await.unwrap();
+    let consented = world.bearer_at_once(&key).await;
+    drop(other);
+    assert_eq!(value(&renewal.await.unwrap().unwrap()), value(&consented));
+    assert_eq!((world.server.calls(), world.row(&key).await.generation), (1, consented.generation));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_stored_of_a_renewal_is_not_stored_over_a_new_grant() {
+    // C13
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.break_rows();
+    world.bearer(&key).await;
+    world.repair();
+    consent(&world, &world.tokens.clone(), &key).await.unwrap();
+    pass(60.0).await;
+    assert_eq!(world.stored_refresh_token(&key).await, "consented-rt");
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_stored_of_a_renewal_is_given_back_with_its_grant() {
+    // TOK-038, C13: the stored refresh token has been replaced at the provider, by one that only this process knows.
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.break_rows();
+    let bearer = world.bearer(&key).await;
+    let rotated = world.server.newest_refresh_token(&bearer);
+    assert_ne!(world.stored_refresh_token(&key).await, rotated);
+    world.tokens.disconnect(&key.provider, &user("alice")).await.unwrap().unwrap();
+    world.repair();
+    pass(60.0).await;
+    assert_eq!(world.store.grant(&key.provider, &user("alice")).await.unwrap(), None);
+    let given_back = world.server.book().given_back.clone();
+    assert!(given_back.contains(&rotated), "{rotated} lives on: {given_back:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_stored_of_a_renewal_is_given_back_when_another_process_removes_its_grant() {
+    // TOK-038, C13
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    world.break_rows();
+    let bearer = world.bearer(&key).await;
+    let rotated = world.server.newest_refresh_token(&bearer);
+    sibling.disconnect(&key.provider, &user("alice")).await.unwrap().unwrap();
+    world.repair();
+    pass(60.0).await;
+    let given_back = world.server.book().given_back.clone();
+    assert!(given_back.contains(&rotated), "{rotated} lives on: {given_back:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_another_process_has_renewed_is_taken_over_without_a_call() {
+    // TOK-029, C19
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world);
+    let first = world.bearer(&key).await;
+    let theirs = sibling.bearer(&key).await.unwrap();
+    let renewed = sibling.renew(&key, &theirs).await.unwrap();
+    assert_ne!(value(&renewed), value(&first));
+    pass(1.0).await;
+    assert_eq!(value(&world.bearer_at_once(&key).await), value(&renewed));
+    assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_in_another_process_takes_the_place_of_a_token_that_is_still_good() {
+    // TOK-029
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world);
+    world.bearer(&key).await;
+    consent(&world, &sibling, &key).await.unwrap();
+    pass(1.0).await;
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
+    assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_looked_at_for_a_while_is_looked_at_again() {
+    // TOK-032
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world);
+    world.bearer(&key).await;
+    world.sql("ALTER TABLE grants RENAME TO gone");
+    pass(5.0).await;
+    world.bearer_at_once(&key).await;
+    world.sql("ALTER TABLE gone RENAME TO grants");
+    sibling.disconnect(&key.provider, &user("alice")).await.unwrap().unwrap();
+    pass(1.0).await;
+    assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_names_what_the_user_has_consented_to_besides() {
+    // TOK-036
+    for named in [true, false] {
+        let mut acme = provider("acme", Grant::AuthorizationCode);
+        acme.target.scopes = vec!["read".into()];
+        acme.quirks.scopes_on_refresh = named;
+        let world = World::of(vec![acme]).await;
+        let key = world.key("alice");
+        let granted = consent_to(&world, &world.tokens.clone(), &key, &["admin"], CONSENTED).await.unwrap();
+        let expected = Granted {
+            scopes: vec!["admin".into(), "read".into()],
+            lifetime: Some(Duration::from_secs(3600)),
+            renewable: true,
+        };
+        assert_eq!(granted, expected);
+        assert_eq!(world.server.book().calls[0].scope, None, "a code has its scopes");
+        world.server.book().acts.push_back(CONSENTED);
+        pass(3600.0).await;
+        world.bearer(&key).await;
+        assert_eq!(world.server.book().calls[1].scope.as_deref(), named.then_some("admin read"));
+        assert_eq!(world.row(&key).await.further_scopes, ["admin"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_that_brings_nothing_to_renew_it_with_ends_with_its_token() {
+    let world = world().await;
+    let key = world.key("alice");
+    let once = Act::Say(200, &[], r#"{"access_token":"once","token_type":"Bearer","expires_in":600}"#);
+    assert!(!consent_to(&world, &world.tokens.clone(), &key, &[], once).await.unwrap().renewable);
+    pass(590.0).await;
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer once");
+    pass(10.0).await;
+    let error = world.tokens.bearer(&key).await.unwrap_err();
+    assert_eq!(error.to_string(), "`acme` no longer honours the grant of `alice`: no_refresh_token");
+    assert_eq!(world.server.calls(), 1);
+    // The access token is what can be given back.
+    world.tokens.disconnect(&key.provider, &user("alice")).await.unwrap();
+    assert_eq!(world.server.book().given_back, ["once"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_the_user_takes_as_long_as_it_may_and_ends_with_their_consent() {
+    let world = world().await;
+    let key = world.key("alice");
+    let asked = Instant::now();
+    let error = world.tokens.bearer_within(&key, Duration::from_secs(7)).await.unwrap_err();
+    assert_eq!((error.code(), asked.elapsed()), ("not_connected", Duration::from_secs(7)));
+    let waiting: Vec<_> = (0..20).map(|_| waits(&world, &key)).collect();
+    pass(90.0).await;
+    let (parked, since) = world.tokens.waiting().remove(0);
+    assert_eq!((parked, since.elapsed()), (key.clone(), Duration::from_secs(90)));
+    consent(&world, &world.tokens.clone(), &key).await.unwrap();
+    let asked = Instant::now();
+    for waited in waiting {
+        assert_eq!(value(&waited.await.unwrap().unwrap()), "Bearer consented");
+    }
+    assert_eq!((asked.elapsed(), world.server.calls()), (Duration::ZERO, 1));
+    assert!(world.tokens.waiting().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_the_user_can_mend_is_waited_for() {
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.server.book().always = Act::Say(503, &[], "");
+    let asked = Instant::now();
+    let error = world.tokens.bearer_within(&key, Duration::from_secs(120)).await.unwrap_err();
+    assert_eq!((error.code(), asked.elapsed()), ("token_unavailable", Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_does_not_open_is_forgotten_and_said_not_to_be_revoked() {
+    // TOK-025
+    let world = world().await;
+    let key = world.connect("alice").await;
+    world.sql("UPDATE grants SET refresh_token = x'01'");
+    let left = world.tokens.disconnect(&key.provider, &user("alice")).await.unwrap();
+    assert_eq!(left, Some(Revocation::Failed("what is stored of it does not open".into())));
+    assert!(world.server.book().given_back.is_empty());
+    assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
 }

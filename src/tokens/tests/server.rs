@@ -32,6 +32,8 @@ pub(super) enum Act {
     Say(u16, &'static [(&'static str, &'static str)], &'static str),
     /// Serves it, but the answer gets lost.
     Lose,
+    /// Takes a code, whichever it is, for a grant that begins with it.
+    TakeCode,
     /// Takes no connection.
     Refuse,
     /// Serves it when the test says so.
@@ -56,6 +58,7 @@ pub(super) struct Call {
     pub at: Instant,
     pub host: String,
     pub refresh_token: Option<String>,
+    pub scope: Option<String>,
 }
 
 pub(super) struct Book {
@@ -166,6 +169,12 @@ impl Server {
         book.access(bearer).unwrap().grant.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned()
     }
 
+    /// The refresh token that is good now for the grant of an access token.
+    pub fn newest_refresh_token(&self, bearer: &Bearer) -> String {
+        let book = self.book();
+        book.grants[&book.access(bearer).unwrap().grant].current.clone()
+    }
+
     /// The upstream no longer takes this token.
     pub fn revoke(&self, bearer: &Bearer) {
         let mut book = self.book();
@@ -189,7 +198,9 @@ impl Servers for Server {
                 return Ok(reply(200, &[], b""));
             }
             let refresh_token = fields.get("refresh_token").cloned();
-            let (act, delay) = self.book().begin(host, refresh_token.clone());
+            let scope = fields.get("scope").cloned();
+            let (act, delay) =
+                self.book().begin(Call { at: Instant::now(), host, refresh_token: refresh_token.clone(), scope });
             tokio::time::sleep(delay).await;
             if matches!(act, Act::Hang) {
                 self.released.notified().await;
@@ -203,6 +214,7 @@ impl Servers for Server {
                     book.serve(refresh_token);
                     Err(CallError::Broken)
                 }
+                Act::TakeCode => Ok(book.take_code()),
                 Act::Refuse => Err(CallError::Connect("refused".into())),
                 Act::Panic => {
                     drop(book);
@@ -227,9 +239,9 @@ impl Servers for Server {
 }
 
 impl Book {
-    fn begin(&mut self, host: String, refresh_token: Option<String>) -> (Act, Duration) {
-        let hangs = self.hanging_hosts.contains(&host);
-        self.calls.push(Call { at: Instant::now(), host, refresh_token });
+    fn begin(&mut self, call: Call) -> (Act, Duration) {
+        let hangs = self.hanging_hosts.contains(&call.host);
+        self.calls.push(call);
         self.at_once += 1;
         self.most_at_once = self.most_at_once.max(self.at_once);
         let act = if hangs { Act::Hang } else { self.acts.pop_front().unwrap_or_else(|| self.always.clone()) };
@@ -261,6 +273,13 @@ impl Book {
             self.grants.get_mut(&name).unwrap().current = replacement.clone();
         }
         self.answer(&name, replacement)
+    }
+
+    fn take_code(&mut self) -> Reply {
+        let name = format!("consent{}", self.next());
+        let refresh_token = self.new_refresh_token(&name);
+        self.grants.insert(name.clone(), Grant { current: refresh_token.clone(), ..Grant::default() });
+        self.answer(&name, Some(refresh_token))
     }
 
     fn answer(&mut self, grant: &str, refresh_token: Option<String>) -> Reply {
