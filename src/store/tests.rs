@@ -113,6 +113,7 @@ async fn only_who_knows_the_generation_writes() {
     assert_eq!(store.put(row("alice", 9), None).await.unwrap(), stored);
     let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
     assert_eq!(removed.refresh_token, row("alice", 2).refresh_token);
+    assert_eq!(removed.access_token, row("alice", 2).access.map(|access| access.token));
     assert_eq!(store.remove(&github(), &user("alice")).await.unwrap(), None);
     assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
     assert_eq!(store.grants().await.unwrap().len(), 0);
@@ -168,6 +169,40 @@ async fn a_flow_is_taken_once() {
     assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::No);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_processes_that_take_a_flow_one_gets_it() {
+    // OAU-001
+    let directory = tempfile::tempdir().unwrap();
+    for name in 0..4 {
+        create(&directory).await.put_flow(flow(name, 600), 10, at(0)).await.unwrap();
+        let mut racing = Vec::new();
+        for _ in 0..6 {
+            let store = create(&directory).await;
+            racing.push(tokio::spawn(async move { store.take_flow([name; 32], at(1)).await }));
+        }
+        let mut got = 0;
+        for taken in racing {
+            got += usize::from(matches!(taken.await.unwrap().unwrap(), Taken::Flow(_)));
+        }
+        assert_eq!(got, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_state_is_not_in_the_store_and_neither_is_what_it_opens() {
+    // LEK-011: whoever has a copy can finish nothing with it.
+    let directory = tempfile::tempdir().unwrap();
+    let store = create(&directory).await;
+    let kept = Flow { id: [1; 32], content: Secret::new("canary-verifier"), expires_at: at(600) };
+    store.put_flow(kept, 10, at(0)).await.unwrap();
+    let files = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    for path in files.filter(|path| path.is_file()) {
+        assert!(!fs::read(&path).unwrap().windows(6).any(|window| window == b"canary"), "{}", path.display());
+    }
+    sqlite(&directory, "UPDATE flows SET id = zeroblob(32)");
+    assert_eq!(store.take_flow([0; 32], at(1)).await.unwrap_err().code(), "store_value_corrupt");
+}
+
 #[tokio::test]
 async fn so_many_flows_are_kept_and_no_more() {
     // OAU-019
@@ -214,19 +249,88 @@ async fn a_stamp_is_for_its_purpose_and_its_store() {
     assert_eq!(other.stamped("ticket", &word), None);
 }
 
+/// The tables of schema 1, as it was released.
+const SCHEMA_1: &str = "
+    CREATE TABLE meta (key_check BLOB NOT NULL) STRICT;
+    CREATE TABLE sealed (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE grants (
+        provider TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        target TEXT NOT NULL,
+        refresh_token BLOB,
+        access_token BLOB,
+        obtained_at INTEGER,
+        expires_at INTEGER,
+        granted_scopes TEXT,
+        state TEXT NOT NULL,
+        reason TEXT,
+        intent_hash BLOB,
+        intent_at INTEGER,
+        renewed_at INTEGER,
+        stored_at INTEGER NOT NULL,
+        PRIMARY KEY (provider, subject)
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA application_id = 0x53644272;
+    PRAGMA user_version = 1;";
+
+/// A store of schema 1 with the rows of another one.
+fn of_schema_1(rows: &TempDir) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(database(&directory), "").unwrap();
+    fs::set_permissions(database(&directory), fs::Permissions::from_mode(0o600)).unwrap();
+    let columns = "provider, subject, generation, target, refresh_token, access_token, obtained_at, expires_at,
+        granted_scopes, state, reason, intent_hash, intent_at, renewed_at, stored_at";
+    let copy = format!(
+        "{SCHEMA_1} ATTACH '{}' AS rows; INSERT INTO meta SELECT * FROM rows.meta;
+         INSERT INTO sealed SELECT * FROM rows.sealed; INSERT INTO grants SELECT {columns} FROM rows.grants;",
+        database(rows).display()
+    );
+    sqlite(&directory, &copy);
+    directory
+}
+
 #[tokio::test]
 async fn a_store_of_the_release_before_is_brought_up_to_date() {
-    let directory = with_alice().await;
-    let before = create(&directory).await.grant(&github(), &user("alice")).await.unwrap().unwrap();
-    sqlite(
-        &directory,
-        "ALTER TABLE grants DROP COLUMN further_scopes; DROP TABLE removed; DROP TABLE flows; PRAGMA user_version = 1;",
-    );
+    let now = with_alice().await;
+    create(&now).await.put_sealed("ca", &Secret::new("the CA")).await.unwrap();
+    let directory = of_schema_1(&now);
+    for _ in 0..2 {
+        let store = Store::open(directory.path(), keys(1), false).await.unwrap();
+        let alice = store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+        assert_eq!(alice, Row { further_scopes: Vec::new(), ..row("alice", 1) });
+        assert_eq!(store.sealed("ca").await.unwrap(), Some(Secret::new("the CA")));
+    }
     let store = Store::open(directory.path(), keys(1), false).await.unwrap();
-    let after = store.grant(&github(), &user("alice")).await.unwrap().unwrap();
-    assert_eq!(after, Row { further_scopes: Vec::new(), ..before });
     store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
     assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
+    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), Some(Row { generation: 2, ..row("alice", 1) }));
+    // What comes of it is what a new store has.
+    let tables = |directory: &TempDir| {
+        let tables =
+            "SELECT name, (SELECT group_concat(name) FROM pragma_table_info(tables.name)) FROM sqlite_schema AS tables
+                      WHERE type IN ('table', 'index') ORDER BY name";
+        let connection = Connection::open(database(directory)).unwrap();
+        let mut statement = connection.prepare(tables).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.map(Result::unwrap).collect::<Vec<(String, Option<String>)>>()
+    };
+    assert_eq!(tables(&directory), tables(&now));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_open_a_store_of_the_release_before_bring_it_up_to_date_once() {
+    // TOK-029
+    let directory = of_schema_1(&with_alice().await);
+    let opening: Vec<_> = (0..8)
+        .map(|_| {
+            let path = directory.path().to_owned();
+            tokio::spawn(async move { Store::open(&path, keys(1), false).await.map(|_| ()) })
+        })
+        .collect();
+    for opened in opening {
+        opened.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -204,16 +204,38 @@ async fn a_second_visit_by_the_same_browser_is_told_that_all_is_well() {
 }
 
 #[tokio::test]
+async fn a_second_click_waits_for_what_the_first_one_brings() {
+    // OAU-006: the browser gives the first one up, and shows the answer to the second.
+    let world = Setup::consenting().start().await;
+    for (answer, heading) in [(usual(), "Main is already connected"), (refused(400, "invalid_grant"), NOT_CONNECTED)] {
+        world.asks("DELETE", "/v1/connections/main/default", &[], "").await;
+        let (mut browser, back) = after_a_yes(&world).await;
+        let (gate, seen) = (Gate::shut(), world.auth.seen().len());
+        world.provider_answers([answer.once(&gate)]);
+        let first = browser.begins_to_open(back.as_str()).await;
+        world.auth.has_seen(seen + 1).await;
+        drop(first);
+        let mut second = browser.begins_to_open(back.as_str()).await;
+        second.hears_nothing_yet().await;
+        gate.open();
+        assert_eq!(Page { reply: second.hears().await }.heading(), heading);
+        assert_eq!(browser.comes_back(&back).await.heading(), heading);
+        assert_eq!(world.auth.seen().len(), seen + 1, "the code was sent twice");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_of_another_server_is_refused_before_the_code_is_sent() {
     // OAU-004, RFC 9207 section 2.4
     for issuer in ["https://auth.test", "https://auth.test/tenant"] {
         let world = Setup::consenting_as_discovered(issuer).start().await;
-        let others = ["https://evil.test", "https://auth.test/Tenant", "https://auth.test/tenant/", "null", issuer];
+        let others = ["https://evil.test", "https://auth.test/Tenant", "https://auth.test/other", "null", issuer];
         let written = [
             issuer.replace("auth", "AUTH"),
             issuer.replace(".test", ".test:443"),
             issuer.replace("https", "http"),
             issuer.replace("https", "HTTPS"),
+            format!("{issuer}/"),
             format!("{issuer}//"),
             format!("{issuer}?"),
             format!(" {issuer}"),

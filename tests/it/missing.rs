@@ -86,7 +86,7 @@ async fn a_grpc_agent_reads_the_link_in_its_status() {
 }
 
 #[tokio::test]
-async fn without_an_admin_listener_there_is_no_link() {
+async fn where_nobody_consents_there_is_no_link() {
     // C18
     let world = Setup::new().connected(&[]).start().await;
     let problem = world.get("/me").await.json();
@@ -160,7 +160,7 @@ async fn twenty_that_wait_in_vain_are_told_so_and_their_user_once() {
     });
     assert_eq!((told, world.missing_told().len()), (vec![message], 1));
     assert_eq!(hook.seen()[0].header("content-type"), Some("application/json"));
-    // The next request is no news, and after a consent it is.
+    // The next request is no news.
     world.get("/me").await;
     assert_eq!(world.missing_told().len(), 1);
 }
@@ -268,6 +268,19 @@ async fn an_answer_that_wants_more_scopes_leads_to_where_they_are_granted() {
     world.api_answers([401]);
     assert_eq!(world.get("/me").await.status, 200);
     assert_eq!(world.token_requests().pop().unwrap()["scope"], "admin read write");
+}
+
+#[tokio::test]
+async fn a_grant_that_dies_at_a_401_leads_to_where_it_is_granted_again() {
+    // RTY-003, C18
+    let world = Setup::consenting().start().await;
+    world.connects("default").await;
+    assert_eq!(world.get("/me").await.header("sidebearer-connect-url"), None);
+    world.issued.forget_grants();
+    world.issued.revoke();
+    let reply = world.get("/me").await;
+    assert_eq!((reply.status, reply.text()), (401, "scripted 401\n"));
+    assert_eq!(reply.header("sidebearer-connect-url"), Some(link(&world).as_str()));
 }
 
 #[tokio::test]

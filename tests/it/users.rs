@@ -126,6 +126,9 @@ async fn an_agent_without_the_right_secret_is_told_what_to_show() {
         line("Basic %%%"),
         line("Basic"),
         line(""),
+        // Two would be two users to two readers.
+        credentials("alice", "researcher").repeat(2),
+        credentials("alice", "researcher") + &credentials("bob", "researcher"),
     ];
     let starts = [
         "CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n",

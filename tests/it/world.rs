@@ -15,6 +15,7 @@ pub mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -33,6 +34,7 @@ use sidebearer::secret::Secret;
 use sidebearer::store::{Row, Store};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
@@ -95,6 +97,7 @@ pub struct World {
     /// What time it is; its wall clock can be set apart.
     pub clock: Clock,
     settings: Settings,
+    environment: Environment,
     user: UserName,
     root: String,
     roots: Arc<RootCertStore>,
@@ -176,6 +179,7 @@ impl Setup {
         let provider = "title: Main
 issuer: https://auth.test
 authorization_endpoint: https://auth.test/authorize
+device_authorization_endpoint: https://auth.test/device
 revocation_endpoint: https://auth.test/revoke
 authorization_code:
   scopes: [read, write]";
@@ -234,7 +238,12 @@ authorization_code:
 
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("root.pem"), &root.pem).unwrap();
-        let settings = self.settings(&folder, &issued, &[&api, &auth, &evil, &plain]);
+        let key = BASE64_STANDARD.encode(random());
+        let text = self.text(&folder, &[&api, &auth, &evil, &plain]);
+        let environment = Environment { client_secret: issued.client_secret(), store_key: key };
+        let settings = config::parse("proxy.yaml", &text, &|name| environment.get(name));
+        let settings = settings.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        std::fs::write(folder.path().join("proxy.yaml"), &text).unwrap();
         for (index, user) in self.users.iter().enumerate() {
             connect(&settings, user, &issued.grant_to(user, index + 1)).await;
         }
@@ -252,6 +261,7 @@ authorization_code:
             ca,
             clock,
             settings,
+            environment,
             user,
             root: root.pem,
             roots,
@@ -263,8 +273,8 @@ authorization_code:
         }
     }
 
-    /// As anyone's configuration is read.
-    fn settings(&self, folder: &TempDir, issued: &Issued, servers: &[&Server; 4]) -> Settings {
+    /// A `proxy.yaml`.
+    fn text(&self, folder: &TempDir, servers: &[&Server; 4]) -> String {
         let [api, auth, evil, plain] = servers;
         let mut resolve = format!("  auth.test:443: {}\n", auth.address());
         for (authority, to) in &self.resolve {
@@ -278,7 +288,7 @@ authorization_code:
         }
         let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
         let more = &self.more_providers;
-        let text = format!(
+        format!(
             "listen: 127.0.0.1:0
 admin: 127.0.0.1:0
 extra_ca_files: ['{path}/root.pem']
@@ -295,15 +305,24 @@ drain: 5s
   path: '{path}/store'
   keys: ['${{STORE_KEY}}']
 "
-        );
-        let key = BASE64_STANDARD.encode(random());
-        let environment = |name: &str| match name {
-            "CLIENT_SECRET" => Some(issued.client_secret()),
-            "STORE_KEY" => Some(key.clone()),
+        )
+    }
+}
+
+/// Where secrets of a `proxy.yaml` come from.
+struct Environment {
+    client_secret: String,
+    store_key: String,
+}
+
+impl Environment {
+    fn get(&self, name: &str) -> Option<String> {
+        match name {
+            "CLIENT_SECRET" => Some(self.client_secret.clone()),
+            "STORE_KEY" => Some(self.store_key.clone()),
             "ADMIN_TOKEN" => Some(admin_token()),
             name => Some(secret_of(name.strip_suffix("_SECRET")?)),
-        };
-        config::parse("proxy.yaml", &text, &environment).unwrap_or_else(|error| panic!("{error}\n{text}"))
+        }
     }
 }
 
@@ -390,6 +409,17 @@ impl World {
     /// Another process stores the grant of a user.
     pub async fn connects_elsewhere(&self, user: &str) {
         connect(&self.settings, user, &self.issued.grant_to(user, 500)).await;
+    }
+
+    /// The program beside the sidecar, with its `proxy.yaml`.
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidebearer"));
+        command.args(arguments).current_dir(self.folder.path()).env_clear().env("HOME", self.folder.path());
+        for name in ["CLIENT_SECRET", "STORE_KEY"] {
+            command.env(name, self.environment.get(name).unwrap());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
     }
 
     /// The process ends and starts again.

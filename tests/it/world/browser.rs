@@ -32,8 +32,13 @@ pub struct Page {
 impl World {
     /// A browser that has never been here.
     pub fn browser(&self) -> Browser {
-        let host = self.admin.to_string();
-        Browser { admin: self.admin, heard: self.heard.clone(), host, scheme: "http", cookies: BTreeMap::new() }
+        self.browser_at(self.admin)
+    }
+
+    /// A browser that has never been at this address.
+    pub fn browser_at(&self, admin: SocketAddr) -> Browser {
+        let (heard, host) = (self.heard.clone(), admin.to_string());
+        Browser { admin, heard, host, scheme: "http", cookies: BTreeMap::new() }
     }
 
     /// A call of the admin API, or anything else that is asked of the admin listener by a program.

@@ -35,6 +35,7 @@ struct State {
     codes: HashMap<String, Asked>,
     /// Whose a token is, where that is known.
     owners: HashMap<String, String>,
+    device_is_approved: bool,
 }
 
 /// An authorization request.
@@ -122,6 +123,11 @@ impl Issued {
         back
     }
 
+    /// On the other device, the user says yes.
+    pub fn approves_the_device(&self) {
+        self.state().device_is_approved = true;
+    }
+
     /// Its endpoints, and its metadata (RFC 8414).
     pub fn answer(&self, request: &Seen) -> Answer {
         let path = request.path();
@@ -145,6 +151,12 @@ impl Issued {
                 self.state().refresh.remove(&form["token"]);
                 answer(200)
             }
+            "/device" => json_answer(&json!({
+                "device_code": format!("{CANARY}device-{}", self.world),
+                "user_code": "ABCD-EFGH",
+                "verification_uri": "https://auth.test/activate",
+                "interval": 1,
+            })),
             _ => answer(404),
         }
     }
@@ -172,6 +184,10 @@ impl Issued {
                 } else {
                     refused(400, "invalid_grant")
                 }
+            }
+            "urn:ietf:params:oauth:grant-type:device_code" => {
+                let approved = self.state().device_is_approved;
+                if approved { self.issue(true, None) } else { refused(400, "authorization_pending") }
             }
             _ => refused(400, "unsupported_grant_type"),
         }
