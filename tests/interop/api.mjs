@@ -7,6 +7,9 @@ import http2 from 'node:http2';
 import https from 'node:https';
 import { Readable } from 'node:stream';
 
+import { listen } from './events.mjs';
+import { acceptWebSockets } from './websocket.mjs';
+
 const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`;
 
 export function createApi(world, certificate, { authPort, ca, gitRoot }) {
@@ -18,6 +21,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
   const old = https.createServer(certificate, serve);
   // And as it is inside a network that trusts itself.
   const plain = http.createServer(serve);
+  for (const server of [api, old, plain]) acceptWebSockets(server, world, judge);
   return { api, old, plain };
 
   async function serve(request, response) {
@@ -38,8 +42,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     await world.heldTogether();
     // An API that looks at the token only once the whole body has arrived.
     const body = request.url === '/judged-late' ? await digest(request) : null;
-    const token = bearer(request);
-    const about = token ? await introspect(token) : { active: false };
+    const { token, about } = await judge(request);
     if (!about.active) {
       world.api.refused += 1;
       const challenge = token ? 'Bearer realm="api", error="invalid_token"' : 'Bearer realm="api"';
@@ -57,7 +60,13 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
     else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
+    else if (request.url === '/events') listen(request, response, world);
     else echo(request, response, { token, about, ...body ?? await digest(request) });
+  }
+
+  async function judge(request) {
+    const token = bearer(request);
+    return { token, about: token ? await introspect(token) : { active: false } };
   }
 
   function introspect(token) {

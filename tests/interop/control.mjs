@@ -1,5 +1,7 @@
 // How the tests talk to the servers: plain HTTP on loopback, which clients send past the proxy.
 
+import { announce, fallSilent } from './events.mjs';
+
 export function createControl(world) {
   const actions = {
     'GET /report': () => world.report(),
@@ -10,6 +12,8 @@ export function createControl(world) {
     'POST /set': (wish) => { Object.assign(world, wish); },
     'POST /hold': ({ count }) => world.holdRequests(count),
     'POST /kill': (wish) => { world.kill = wish; },
+    'POST /announce': ({ data }) => announce(world, data),
+    'POST /fall-silent': () => fallSilent(world),
     'POST /refresh-token': ({ client, scope, user }) => world.mint(client, scope, user),
   };
   return async (request, response) => {

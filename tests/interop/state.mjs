@@ -11,6 +11,8 @@ export class World {
     this.rows = new Map(); // `Model:id` -> payload, the provider's whole memory
     this.issued = new Set(); // every token, code and PKCE verifier there ever was
     this.killer = null;
+    this.websockets = new Set(); // those that are open
+    this.listeners = new Set(); // answers that send events
     this.reset();
   }
 
@@ -31,13 +33,21 @@ export class World {
     this.revokedGrants = 0;
     this.redeemedTwice = 0;
     this.api = { requests: 0, authorized: 0, refused: 0, held: 0 };
+    for (const socket of this.websockets) socket.terminate();
+    for (const answer of this.listeners) answer.destroy();
+    this.closes = []; // how WebSockets ended: code and reason
+    this.pings = 0;
     this.tries = new Map(); // X-Request-Id -> how often that request arrived
   }
 
   report() {
     const most = Math.max(0, ...this.tries.values());
-    const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api } = this;
-    return { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, tries: { requests: this.tries.size, most } };
+    const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings } = this;
+    return {
+      token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings,
+      tries: { requests: this.tries.size, most },
+      open: { websockets: this.websockets.size, events: this.listeners.size },
+    };
   }
 
   saved(model, id) {

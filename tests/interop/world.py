@@ -236,6 +236,12 @@ class Sidebearer:
         self.running.append(started)
         return started
 
+    def converse(self, *command, **environment):
+        """Runs an agent behind `exec` that does one thing for each line it is told, and says what came of it."""
+        agent = Conversation(self, command, environment)
+        self.running.append(agent)
+        return agent
+
     def run(self, **environment):
         running = Running(self, environment)
         self.running.append(running)
@@ -336,6 +342,35 @@ class Started:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(timeout=10)
+
+
+class Conversation:
+    """A live `sidebearer exec` whose command is told what to do, one line of JSON at a time."""
+
+    def __init__(self, sidebearer, command, environment):
+        self.err = sidebearer.outputs / f"{len(list(sidebearer.outputs.iterdir()))}-exec"
+        with self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                [binary(), "exec", "--config", sidebearer.config, "--", *map(str, command)],
+                env=sidebearer.environment | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err,
+                text=True, cwd=sidebearer.folder,
+            )
+
+    def ask(self, do, **how):
+        self.process.stdin.write(json.dumps({"do": do} | how) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, f"the agent ended while it was to {do}:\n{self.err.read_text()}"
+        return json.loads(answer)
+
+    def kill(self):
+        # Its command ends with its input; `exec` ends with its command.
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.process.stdout.close()
 
 
 def objects(value):
