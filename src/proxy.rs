@@ -4,6 +4,8 @@ mod admit;
 mod body;
 pub mod caller;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod headers;
 mod intercept;
 mod missing;

@@ -1,5 +1,7 @@
 //! Keeps grants and the sidecar's own secrets, sealed, in a file that several processes use at once.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod key;
 mod seal;
 mod sqlite;

@@ -75,18 +75,18 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Strict<IO> {
 
 /// The head or the chunk can be read in two ways.
 #[derive(Debug, PartialEq, Eq)]
-struct Ambiguous;
+pub(super) struct Ambiguous;
 
 /// Where in the stream of requests the next byte stands.
 #[derive(Default)]
-struct Framing {
-    place: Place,
+pub(super) struct Framing {
+    pub(super) place: Place,
     line: Line,
-    head: Head,
+    pub(super) head: Head,
 }
 
 #[derive(Default, Clone, Copy)]
-enum Place {
+pub(super) enum Place {
     #[default]
     Head,
     /// This many bytes of a body are left.
@@ -110,8 +110,8 @@ struct Line {
 
 /// What a head has said so far.
 #[derive(Default)]
-struct Head {
-    lines: usize,
+pub(super) struct Head {
+    pub(super) lines: usize,
     connect: bool,
     upgrade: bool,
     content_length: Option<u64>,
@@ -119,7 +119,7 @@ struct Head {
 }
 
 impl Framing {
-    fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Ambiguous> {
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Ambiguous> {
         while !bytes.is_empty() {
             match self.place {
                 Place::Raw => return Ok(()),
