@@ -12,6 +12,7 @@ mod missing;
 mod reject;
 mod target;
 mod tunnel;
+mod websocket;
 mod wire;
 
 use std::convert::Infallible;
@@ -185,6 +186,7 @@ impl Proxy {
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD as u32)
+            .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
         self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
     }
@@ -208,7 +210,12 @@ impl Proxy {
     }
 
     /// Answers one request, and says once what happened to it.
-    async fn handle(self, request: Request<Incoming>, arrival: Arrival) -> Result<Response<ResponseBody>, Infallible> {
+    async fn handle(
+        self,
+        mut request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Result<Response<ResponseBody>, Infallible> {
+        websocket::read_as_get(&mut request);
         let mut record = Record::of(&request, &arrival, &self.parts().events);
         let form = reject::Form::wanted(&request);
         let last = Last::of(&request);

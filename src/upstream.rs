@@ -1,8 +1,10 @@
 //! The way out: verified connections to APIs, kept in a pool, and calls to token endpoints.
 
 mod calls;
+mod http2;
 mod pool;
 mod roots;
+mod websocket;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,11 +26,15 @@ use crate::host::{Authority, Host};
 use crate::routes::UpstreamHttp;
 
 pub use calls::{CallError, Calls, Reply};
-pub use pool::{Pooled, UpstreamBody};
+pub use http2::Duplex;
+pub use pool::{Pooled, Switched, UpstreamBody};
 pub use roots::{Roots, RootsError};
 
 /// A request's body on its way out.
 pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Why the body of an answer broke off.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -161,6 +167,19 @@ impl Upstream {
     pub async fn send_upgrade(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
         self.pool.send_alone(origin, request).await
     }
+
+    /// Sends a WebSocket handshake in the form of HTTP/1.1 but without a key, in whatever form the server takes it. The
+    /// answer is in the form of HTTP/1.1.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`].
+    pub async fn send_websocket(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> Result<Pooled, UpstreamError> {
+        self.pool.send_websocket(origin, request).await
+    }
 }
 
 /// Why an upstream gave no answer.
@@ -246,29 +265,38 @@ impl UpstreamError {
     }
 
     fn from_hyper(error: &hyper::Error) -> Self {
-        use std::error::Error as _;
-        let refused = |h2: &h2::Error| {
-            h2.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR))
-        };
-        if error.source().and_then(|source| source.downcast_ref()).is_some_and(refused) {
-            return UpstreamError::Unprocessed;
-        }
         if error.is_user() {
             return UpstreamError::RequestBody;
         }
-        let reset = |io: &std::io::Error| {
-            matches!(io.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe)
-        };
         if error.is_incomplete_message()
             || error.is_canceled()
             || error.is_closed()
-            || causes(error).filter_map(|cause| cause.downcast_ref()).any(reset)
+            || causes(error).filter_map(|cause| cause.downcast_ref()).any(is_closed)
         {
             return UpstreamError::Closed;
         }
         UpstreamError::Protocol(error.to_string())
     }
+
+    fn from_h2(error: &h2::Error) -> Self {
+        // A stream learns of GOAWAY only when it is above the last one that the server looked at, or was never sent
+        // (RFC 9113 section 6.8).
+        if error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)) {
+            return UpstreamError::Unprocessed;
+        }
+        if !error.is_remote() && error.reason() == Some(h2::Reason::CANCEL) {
+            return UpstreamError::RequestBody;
+        }
+        if error.get_io().is_some_and(is_closed) {
+            return UpstreamError::Closed;
+        }
+        UpstreamError::Protocol(error.to_string())
+    }
+}
+
+fn is_closed(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Whether a connection leads to our listener. One that listens on every address is met on each of this machine's own,

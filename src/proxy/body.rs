@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::headers;
-use crate::upstream::{RequestBody, UpstreamBody};
+use crate::upstream::{BodyError, RequestBody, UpstreamBody};
 
 /// All bodies kept by this process together (SEMANTICS C7).
 const BUDGET: usize = 64 << 20;
@@ -196,7 +196,7 @@ pub(super) enum ResponseBody {
     /// Our own.
     Whole(Option<Bytes>),
     /// The upstream's, after what was read ahead of it.
-    Upstream { ahead: VecDeque<Result<Frame<Bytes>, hyper::Error>>, rest: UpstreamBody, watcher: Option<Watcher> },
+    Upstream { ahead: VecDeque<Result<Frame<Bytes>, BodyError>>, rest: UpstreamBody, watcher: Option<Watcher> },
 }
 
 impl ResponseBody {
@@ -237,9 +237,9 @@ impl From<UpstreamBody> for ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream { ahead, rest, watcher } => {

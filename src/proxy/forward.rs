@@ -1,25 +1,27 @@
 //! One request to its upstream: with a token, and once more with a new one when the answer is 401.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::body::{Replay, ResponseBody};
 use super::caller::Caller;
 use super::reject::Reject;
-use super::{Proxy, Record, headers, missing};
+use super::{Proxy, Record, headers, missing, websocket};
 use crate::names::Subject;
 use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal};
-use crate::upstream::{Origin, RequestBody, UpstreamError};
+use crate::upstream::{Origin, Pooled, RequestBody, Switched, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
@@ -214,12 +216,18 @@ struct Outgoing<'a> {
 struct Upgrade {
     protocol: HeaderValue,
     agent: OnUpgrade,
+    /// Said in HTTP/2, where the answer is 200 (RFC 8441 section 5).
+    extended: bool,
 }
 
 impl<'a> Outgoing<'a> {
     fn new(proxy: &'a Proxy, mut request: Request<Incoming>, origin: Origin) -> Self {
-        let protocol = headers::upgrade(request.headers(), request.version());
-        let upgrade = protocol.map(|protocol| Upgrade { protocol, agent: hyper::upgrade::on(&mut request) });
+        let extended = websocket::asked(&request);
+        let (protocol, extended) = match extended {
+            Some(protocol) => (Some(protocol), true),
+            None => (headers::upgrade(request.headers(), request.version()), false),
+        };
+        let upgrade = protocol.map(|protocol| Upgrade { protocol, agent: hyper::upgrade::on(&mut request), extended });
         let (mut head, body) = request.into_parts();
         headers::clean_request(&mut head.headers, &proxy.inner.pseudonym);
         let path = head.uri.path_and_query().cloned();
@@ -234,11 +242,22 @@ impl<'a> Outgoing<'a> {
         loop {
             match self.send_once(bearer).await {
                 Err(error) if left > 0 && self.may_resend(&error) => left -= 1,
-                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => return self.switched(response),
-                Ok(response) => return Ok(Answer { response, switched: None, step_up: None }),
+                Ok(response) => return self.answered(response),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn answered(&mut self, response: Pooled) -> Result<Answer, Reject> {
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switched(response);
+        }
+        if status.is_success() && self.upgrade.as_ref().is_some_and(|upgrade| upgrade.extended) {
+            // As it is, it would tell the agent that its WebSocket is open.
+            return Err(Reject::NoWebSocket(status));
+        }
+        Ok(Answer { response: response.map(ResponseBody::from), switched: None, step_up: None })
     }
 
     /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
@@ -247,15 +266,15 @@ impl<'a> Outgoing<'a> {
         self.body.dropped().is_none() && (error.unprocessed() || closed)
     }
 
-    async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Response<ResponseBody>, UpstreamError> {
+    async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Pooled, UpstreamError> {
         let upstream = &self.proxy.parts().upstream;
         let body = self.body.next_try().ok_or(UpstreamError::RequestBody)?;
         let request = self.request(bearer, body);
-        let response = match &self.upgrade {
+        match &self.upgrade {
+            Some(Upgrade { extended: true, .. }) => upstream.send_websocket(&self.origin, request).await,
             Some(_) => upstream.send_upgrade(&self.origin, request).await,
             None => upstream.send(&self.origin, request).await,
-        };
-        response.map(|response| response.map(ResponseBody::from))
+        }
     }
 
     fn request(&self, bearer: Option<&Bearer>, body: RequestBody) -> Request<RequestBody> {
@@ -274,21 +293,21 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Accepts a change of protocol that was asked for, and no other (SEMANTICS C10).
-    fn switched(&mut self, mut response: Response<ResponseBody>) -> Result<Answer, Reject> {
+    fn switched(&mut self, mut response: Pooled) -> Result<Answer, Reject> {
         let protocol = response.headers().get(UPGRADE).cloned();
         let asked = self.upgrade.take().filter(|asked| {
             protocol.as_ref().is_some_and(|got| got.as_bytes().eq_ignore_ascii_case(asked.protocol.as_bytes()))
         });
         let asked = asked.ok_or(Reject::Unasked)?;
-        let upstream = hyper::upgrade::on(&mut response);
-        Ok(Answer { response, switched: Some((asked, upstream)), step_up: None })
+        let upstream = Switched::by(&mut response);
+        Ok(Answer { response: response.map(ResponseBody::from), switched: Some((asked, upstream)), step_up: None })
     }
 }
 
 /// An upstream's answer, before it goes to the agent.
 struct Answer {
     response: Response<ResponseBody>,
-    switched: Option<(Upgrade, OnUpgrade)>,
+    switched: Option<(Upgrade, Switched)>,
     /// Where its user grants the scopes that it asks for.
     step_up: Option<HeaderValue>,
 }
@@ -305,8 +324,13 @@ impl Answer {
             response.headers_mut().insert(headers::CONNECT_URL, url);
         }
         if let Some((asked, upstream)) = self.switched {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            response.headers_mut().insert(UPGRADE, asked.protocol);
+            if asked.extended {
+                *response.status_mut() = StatusCode::OK;
+                response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+            } else {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                response.headers_mut().insert(UPGRADE, asked.protocol);
+            }
             splice(proxy, asked.agent, upstream);
         }
         Ok(response)
@@ -314,14 +338,25 @@ impl Answer {
 }
 
 /// From here on the bytes are the agent's and the upstream's own; no expiry cuts them.
-fn splice(proxy: &Proxy, agent: OnUpgrade, upstream: OnUpgrade) {
+fn splice(proxy: &Proxy, agent: OnUpgrade, upstream: Switched) {
     proxy.drain().spawn_until_forced(async move {
-        let (Ok(agent), Ok(upstream)) = tokio::join!(agent, upstream) else { return };
-        let (mut agent, mut upstream) = (TokioIo::new(agent), TokioIo::new(upstream));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut agent, &mut upstream).await {
+        let Ok(agent) = agent.await else { return };
+        let spliced = match upstream {
+            Switched::H1(upstream) => match upstream.await {
+                Ok(upstream) => copy(agent, TokioIo::new(upstream)).await,
+                Err(_) => return,
+            },
+            Switched::H2(upstream) => copy(agent, *upstream).await,
+        };
+        if let Err(error) = spliced {
             tracing::debug!(%error, "upgraded connection ended");
         }
     });
+}
+
+async fn copy(agent: Upgraded, mut upstream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    let mut agent = TokioIo::new(agent);
+    tokio::io::copy_bidirectional(&mut agent, &mut upstream).await.map(drop)
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

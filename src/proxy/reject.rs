@@ -31,6 +31,8 @@ pub(super) enum Reject {
     ConnectHostDiffers,
     #[error("a CONNECT inside a tunnel")]
     ConnectInTunnel,
+    #[error("only `websocket` can be asked for with an extended CONNECT")]
+    UnknownProtocol,
     #[error("the request is for another host than its tunnel")]
     Misdirected,
     #[error("the request's framing can be read in more than one way")]
@@ -64,6 +66,8 @@ pub(super) enum Reject {
     Upstream(UpstreamError),
     #[error("the upstream changed the protocol without being asked")]
     Unasked,
+    #[error("the upstream answered {0} to a WebSocket handshake")]
+    NoWebSocket(StatusCode),
 }
 
 impl Reject {
@@ -74,6 +78,7 @@ impl Reject {
             Reject::NeedsConnect => "needs_connect",
             Reject::BadHost(_) | Reject::NoHost | Reject::TwoHosts | Reject::ConnectHostDiffers => "bad_host",
             Reject::ConnectInTunnel => "connect_in_tunnel",
+            Reject::UnknownProtocol => "unknown_protocol",
             Reject::Misdirected => "authority_mismatch",
             Reject::Framing => "bad_framing",
             Reject::Expectation => "unknown_expectation",
@@ -88,7 +93,7 @@ impl Reject {
             Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
             Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
             Reject::Upstream(error) => error.proxy_status(),
-            Reject::Unasked => "http_upgrade_failed",
+            Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
         }
     }
 
@@ -103,6 +108,7 @@ impl Reject {
             | Reject::ConnectInTunnel
             | Reject::Framing
             | Reject::Path(_) => StatusCode::BAD_REQUEST,
+            Reject::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Reject::Expectation => StatusCode::EXPECTATION_FAILED,
             Reject::Trace => StatusCode::METHOD_NOT_ALLOWED,
@@ -118,7 +124,7 @@ impl Reject {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Reject::Upstream(UpstreamError::ConnectTimeout | UpstreamError::TlsTimeout) => StatusCode::GATEWAY_TIMEOUT,
-            Reject::Upstream(_) | Reject::Unasked => StatusCode::BAD_GATEWAY,
+            Reject::Upstream(_) | Reject::Unasked | Reject::NoWebSocket(_) => StatusCode::BAD_GATEWAY,
         }
     }
 
@@ -132,7 +138,7 @@ impl Reject {
             Reject::BadHost(_) | Reject::NoHost | Reject::TwoHosts | Reject::ConnectHostDiffers => {
                 "send one Host, equal to the host of the URL".into()
             }
-            Reject::ConnectInTunnel => "send CONNECT to the proxy itself".into(),
+            Reject::ConnectInTunnel | Reject::UnknownProtocol => "send CONNECT to the proxy itself".into(),
             Reject::Misdirected => "open a tunnel of its own for each host".into(),
             Reject::Framing => "send either one Content-Length or `Transfer-Encoding: chunked`".into(),
             Reject::Expectation => "send `Expect: 100-continue` or none".into(),
@@ -159,6 +165,7 @@ impl Reject {
             Reject::Upstream(UpstreamError::Certificate(_)) => {
                 "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
             }
+            Reject::NoWebSocket(_) => "check that the URL is one of a WebSocket".into(),
             Reject::Upstream(_) | Reject::Unasked => "try again; if it stays, ask whoever runs the upstream".into(),
         }
     }
@@ -211,7 +218,8 @@ impl Reject {
         let number = match self {
             Reject::Token(TokenError::Unavailable { .. } | TokenError::FixConfiguration { .. })
             | Reject::Upstream(_)
-            | Reject::Unasked => 14,
+            | Reject::Unasked
+            | Reject::NoWebSocket(_) => 14,
             Reject::Token(_) | Reject::Missing { .. } | Reject::Unauthenticated { .. } => 16,
             Reject::Denied(_)
             | Reject::Unmatched
@@ -233,7 +241,7 @@ impl Reject {
     fn proxy_status(&self) -> HeaderValue {
         let error = match self {
             Reject::Upstream(error) => error.proxy_status(),
-            Reject::Unasked => "http_upgrade_failed",
+            Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
             Reject::Loop => "proxy_loop_detected",
             Reject::Denied(_)
             | Reject::Unmatched

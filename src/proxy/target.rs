@@ -5,6 +5,7 @@ use http::uri::Scheme;
 use http::{Method, Request, Version};
 
 use super::reject::Reject;
+use super::websocket;
 use crate::host::Authority;
 
 /// The target of a request on the proxy port (RFC 9112 section 3.2).
@@ -50,7 +51,11 @@ impl Target {
 /// 421 when it is for another one; 400 when it does not say clearly.
 pub(super) fn agrees<B>(request: &Request<B>, tunnel: &Authority) -> Result<(), Reject> {
     if *request.method() == Method::CONNECT {
-        return Err(Reject::ConnectInTunnel);
+        // What is not a WebSocket leads to other hosts: `connect-udp`, `connect-ip` (RFC 9298, RFC 9484).
+        return Err(match websocket::protocol(request.extensions()) {
+            Some(_) => Reject::UnknownProtocol,
+            None => Reject::ConnectInTunnel,
+        });
     }
     let default_port = Some(tunnel.port);
     let named = match (request.uri().authority(), host(request)?) {

@@ -3,9 +3,7 @@
 //! hyper-util's legacy pool opens a connection for every cold request, queues behind one HTTP/2 connection's stream
 //! limit, and does not give back a request that was never written. All three matter to an agent, so this is our own.
 
-use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,15 +11,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Dialer, Origin, RequestBody, UpstreamError};
+use super::http2::{self, Duplex, bodiless};
+use super::websocket::Key;
+use super::{BodyError, Dialer, Origin, RequestBody, UpstreamError};
 use crate::routes::UpstreamHttp;
 
 /// Idle HTTP/1 connections are not used after this: below the 5 s after which Node's servers close them.
@@ -30,18 +31,14 @@ const IDLE_H2: Duration = Duration::from_secs(60);
 const REAP_EVERY: Duration = Duration::from_secs(5);
 /// Beyond this, requests wait for a stream of the existing connections.
 const H2_CONNECTIONS: usize = 8;
-const H2_STREAM_WINDOW: u32 = 1 << 20;
-const H2_CONNECTION_WINDOW: u32 = 8 << 20;
 /// How many connections may close, one after the other, before a byte of a request is written to them.
 const UNSENT_TRIES: u32 = 3;
 const MAX_HEADERS: usize = 256;
-const MAX_HEADER_LIST: u32 = 256 << 10;
 
 /// An answer whose connection goes back to the pool when its body has been read.
 pub type Pooled = Response<UpstreamBody>;
 
 type H1 = http1::SendRequest<RequestBody>;
-type H2 = http2::SendRequest<RequestBody>;
 
 /// All connections, by origin.
 #[derive(Clone)]
@@ -74,27 +71,15 @@ struct IdleH1 {
 }
 
 struct SharedH2 {
-    sender: H2,
-    streams: Streams,
+    connection: http2::Connection,
     used: Instant,
-}
-
-/// The streams of one HTTP/2 connection. A clone counts the same ones.
-#[derive(Clone)]
-struct Streams {
-    open: Arc<AtomicUsize>,
-    /// As many as the server allows now (RFC 9113 section 6.5.2).
-    allowed: Arc<AtomicUsize>,
 }
 
 /// A connection that can take a request.
 enum Ready {
     H1 { sender: H1 },
-    H2 { sender: H2, stream: Stream },
+    H2 { connection: http2::Connection, stream: http2::Stream },
 }
-
-/// One stream of an HTTP/2 connection, counted while it lives.
-struct Stream(Streams);
 
 impl Pool {
     pub(super) fn new(dialer: Dialer) -> Self {
@@ -112,7 +97,7 @@ impl Pool {
         for _ in 0..UNSENT_TRIES {
             let sent = match self.ready(origin, &connections).await? {
                 Ready::H1 { sender } => send_h1(origin, &connections, sender, request).await,
-                Ready::H2 { sender, stream } => send_h2(origin, sender, stream, request).await,
+                Ready::H2 { connection, stream } => send_h2(origin, connection, stream, request).await,
             };
             match sent {
                 Ok(response) => return Ok(response),
@@ -137,6 +122,43 @@ impl Pool {
             Ok(response) => Ok(response),
             Err(Unsent::Failed(error)) => Err(error),
             Err(Unsent::Whole(_)) => Err(UpstreamError::Closed),
+        }
+    }
+
+    /// Sends a WebSocket handshake that an agent said in HTTP/2: as it is to a server that takes it so, otherwise in
+    /// HTTP/1.1 (RFC 8441 section 5).
+    pub(super) async fn send_websocket(
+        &self,
+        origin: &Origin,
+        mut request: Request<RequestBody>,
+    ) -> Result<Pooled, UpstreamError> {
+        if let Some((connection, stream)) = self.takes_websockets(origin).await? {
+            let answer = connection.connect(stream, origin, request).await?;
+            return Ok(answer.map(|body| body.map_or_else(UpstreamBody::http2, UpstreamBody::switched)));
+        }
+        let key = Key::give(request.headers_mut()).ok_or(UpstreamError::RequestBody)?;
+        let answer = self.send_alone(origin, request).await?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS && !key.is_accepted(answer.headers()) {
+            return Err(UpstreamError::Protocol("a WebSocket handshake answered with another key".into()));
+        }
+        Ok(answer)
+    }
+
+    /// A connection that takes WebSockets in HTTP/2, if the server does.
+    async fn takes_websockets(
+        &self,
+        origin: &Origin,
+    ) -> Result<Option<(http2::Connection, http2::Stream)>, UpstreamError> {
+        if origin.http == UpstreamHttp::H1 {
+            return Ok(None);
+        }
+        let connections = self.connections(origin);
+        match self.ready(origin, &connections).await? {
+            Ready::H2 { connection, stream } => Ok(connection.takes_websockets().await.then_some((connection, stream))),
+            Ready::H1 { sender } => {
+                connections.give_back(sender);
+                Ok(None)
+            }
         }
     }
 
@@ -183,7 +205,11 @@ impl Pool {
         }
         let tls = self.dialer.tls(&origin.authority, origin.http).await?;
         match tls.get_ref().1.alpn_protocol() {
-            Some(b"h2") => handshake_h2(tls).await,
+            Some(b"h2") => {
+                let connection = http2::Connection::open(tls).await?;
+                let stream = connection.stream();
+                Ok(Ready::H2 { connection, stream })
+            }
             _ => handshake_h1(tls).await,
         }
     }
@@ -208,21 +234,21 @@ impl State {
         if let Some(place) = self.h1.iter().rposition(|idle| idle.sender.is_ready()) {
             return Some(Ready::H1 { sender: self.h1.remove(place).sender });
         }
-        let free = |shared: &SharedH2| shared.streams.open() < shared.streams.allowed.load(Ordering::Relaxed);
         let full = self.h2.len() >= H2_CONNECTIONS;
-        let place = self.h2.iter().position(free).or(if full { least_loaded(&self.h2) } else { None })?;
+        let free = self.h2.iter().position(|shared| shared.connection.has_room());
+        let place = free.or(if full { least_loaded(&self.h2) } else { None })?;
         let shared = &mut self.h2[place];
         shared.used = Instant::now();
-        Some(Ready::H2 { sender: shared.sender.clone(), stream: shared.streams.start() })
+        Some(Ready::H2 { connection: shared.connection.clone(), stream: shared.connection.stream() })
     }
 
     /// Learns from a new connection, or from there being none.
     fn note(&mut self, opened: &Result<Ready, UpstreamError>) {
         match opened {
             Ok(Ready::H1 { .. }) => self.speaks_h1 = true,
-            Ok(Ready::H2 { sender, stream }) => {
+            Ok(Ready::H2 { connection, .. }) => {
                 self.speaks_h1 = false;
-                self.h2.push(SharedH2 { sender: sender.clone(), streams: stream.0.clone(), used: Instant::now() });
+                self.h2.push(SharedH2 { connection: connection.clone(), used: Instant::now() });
             }
             Err(error) => self.failures = (self.failures.0 + 1, Some(error.clone())),
         }
@@ -231,26 +257,9 @@ impl State {
     fn drop_stale(&mut self, now: Instant) {
         self.h1.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE_H1);
         self.h2.retain(|shared| {
-            let idle = shared.streams.open() == 0 && now.duration_since(shared.used) >= IDLE_H2;
-            !shared.sender.is_closed() && !idle
+            let idle = shared.connection.streams() == 0 && now.duration_since(shared.used) >= IDLE_H2;
+            !shared.connection.is_closed() && !idle
         });
-    }
-}
-
-impl Streams {
-    fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    fn start(&self) -> Stream {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Stream(self.clone())
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -284,33 +293,20 @@ async fn send_h1(
     };
     let reusable = normalise(&mut response).map_err(Unsent::Failed)?;
     let back = reusable.then(|| Back { connections: connections.clone(), sender });
-    Ok(response.map(|body| UpstreamBody::new(body, back, None)))
+    Ok(response.map(|body| UpstreamBody::http1(body, back)))
 }
 
 async fn send_h2(
     origin: &Origin,
-    mut sender: H2,
-    stream: Stream,
-    mut request: Request<RequestBody>,
+    connection: http2::Connection,
+    stream: http2::Stream,
+    request: Request<RequestBody>,
 ) -> Result<Pooled, Unsent> {
-    request.headers_mut().remove(HOST);
-    *request.version_mut() = Version::HTTP_2;
-    let path = request.uri().clone();
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(http::uri::Scheme::HTTPS);
-    parts.authority = origin.authority.without_default(443).parse().ok();
-    *request.uri_mut() =
-        http::Uri::from_parts(parts).map_err(|_| Unsent::Failed(UpstreamError::Protocol("unusable URI".into())))?;
-    match sender.try_send_request(request).await {
-        Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, None, Some(stream)))),
-        Err(mut error) => Err(match error.take_message() {
-            Some(mut unsent) => {
-                *unsent.uri_mut() = path;
-                Unsent::Whole(Box::new(unsent))
-            }
-            None => Unsent::Failed(UpstreamError::from_hyper(error.error())),
-        }),
+    if connection.is_closed() {
+        return Err(Unsent::Whole(Box::new(request)));
     }
+    let response = connection.send(stream, origin, request).await.map_err(Unsent::Failed)?;
+    Ok(response.map(UpstreamBody::http2))
 }
 
 /// Says how long a body is where hyper would not: it takes a GET's for empty, and leaves out the zero of a POST's.
@@ -318,10 +314,9 @@ fn frame(request: &mut Request<RequestBody>) {
     if request.headers().contains_key(CONTENT_LENGTH) || request.body().size_hint().exact().is_some_and(|n| n > 0) {
         return;
     }
-    let bodiless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
     if !request.body().is_end_stream() {
         request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    } else if !bodiless && !request.headers().contains_key(UPGRADE) {
+    } else if !bodiless(request.method()) && !request.headers().contains_key(UPGRADE) {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
@@ -357,37 +352,8 @@ where
     Ok(Ready::H1 { sender })
 }
 
-async fn handshake_h2<IO>(io: IO) -> Result<Ready, UpstreamError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .keep_alive_interval(Duration::from_secs(20))
-        .handshake(TokioIo::new(io))
-        .await;
-    let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
-    let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-    let streams = Streams { open: Arc::default(), allowed: allowed.clone() };
-    let mut connection = connection;
-    tokio::spawn(async move {
-        let ended = poll_fn(|cx| {
-            let ended = Pin::new(&mut connection).poll(cx);
-            allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
-            ended
-        });
-        if let Err(error) = ended.await {
-            tracing::debug!(%error, "upstream connection ended");
-        }
-    });
-    Ok(Ready::H2 { sender, stream: streams.start() })
-}
-
 fn least_loaded(shared: &[SharedH2]) -> Option<usize> {
-    (0..shared.len()).min_by_key(|place| shared[*place].streams.open())
+    (0..shared.len()).min_by_key(|place| shared[*place].connection.streams())
 }
 
 /// Closes connections that idle too long, for as long as the pool lives.
@@ -407,9 +373,15 @@ async fn reap(origins: Weak<DashMap<Origin, Arc<Connections>>>) {
 
 /// An answer's body. Read to its end, its HTTP/1 connection is free again; dropped before, the connection closes.
 pub struct UpstreamBody {
-    body: Incoming,
+    body: Source,
     back: Option<Back>,
-    _stream: Option<Stream>,
+}
+
+enum Source {
+    H1(Incoming),
+    H2(Box<http2::Answer>),
+    /// Nothing: the server changed the protocol.
+    Switched(Option<Box<Duplex>>),
 }
 
 struct Back {
@@ -418,14 +390,22 @@ struct Back {
 }
 
 impl UpstreamBody {
-    fn new(body: Incoming, back: Option<Back>, stream: Option<Stream>) -> Self {
-        let mut body = Self { body, back, _stream: stream };
+    fn http1(body: Incoming, back: Option<Back>) -> Self {
+        let mut body = Self { body: Source::H1(body), back };
         body.give_back_at_end();
         body
     }
 
+    fn http2(body: http2::Answer) -> Self {
+        Self { body: Source::H2(Box::new(body)), back: None }
+    }
+
+    fn switched(duplex: Duplex) -> Self {
+        Self { body: Source::Switched(Some(Box::new(duplex))), back: None }
+    }
+
     fn give_back_at_end(&mut self) {
-        if self.body.is_end_stream()
+        if self.is_end_stream()
             && let Some(back) = self.back.take()
         {
             back.connections.give_back(back.sender);
@@ -435,10 +415,14 @@ impl UpstreamBody {
 
 impl Body for UpstreamBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.body {
+            Source::H1(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::from)),
+            Source::H2(body) => return Pin::new(body).poll_frame(cx),
+            Source::Switched(_) => None,
+        };
         match &frame {
             None => {
                 if let Some(back) = self.back.take() {
@@ -451,10 +435,38 @@ impl Body for UpstreamBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Source::H1(body) => body.is_end_stream(),
+            Source::H2(body) => body.is_end_stream(),
+            Source::Switched(_) => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Source::H1(body) => body.size_hint(),
+            Source::H2(body) => body.size_hint(),
+            Source::Switched(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// The upstream's side of a connection that is no longer HTTP.
+pub enum Switched {
+    /// A whole connection, once the 101 has been read.
+    H1(OnUpgrade),
+    /// One stream of a connection.
+    H2(Box<Duplex>),
+}
+
+impl Switched {
+    /// Takes it out of a 101.
+    pub fn by(response: &mut Pooled) -> Self {
+        if let Source::Switched(duplex) = &mut response.body_mut().body
+            && let Some(duplex) = duplex.take()
+        {
+            return Self::H2(duplex);
+        }
+        Self::H1(hyper::upgrade::on(response))
     }
 }

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod answer;
 pub mod browser;
 pub mod certificates;
+pub mod frames;
 pub mod log;
 pub mod program;
 pub mod provider;
@@ -456,6 +457,11 @@ impl World {
     /// HTTP/1.1 with the API, byte by byte.
     pub async fn api_connection(&self) -> Raw {
         self.tunnel("api.test:443").await.tls("api.test", &["http/1.1"]).await.unwrap()
+    }
+
+    /// As [`World::api_connection`], in HTTP/2.
+    pub async fn api_h2(&self) -> Raw {
+        self.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap()
     }
 
     /// The requests that were told of since this was last asked.

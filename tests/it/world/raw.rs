@@ -168,6 +168,13 @@ impl Raw {
         Streams { sender, heard: self.heard }
     }
 
+    /// Speaks HTTP/2 on it, stream by stream.
+    pub async fn h2(self) -> h2::client::SendRequest<Bytes> {
+        let (sender, connection) = soon(unread(h2::client::handshake(self.io))).await.unwrap();
+        tokio::spawn(unread(connection));
+        sender
+    }
+
     /// Speaks HTTP/1.1 on it, for one request.
     pub async fn http1(self, request: http::Request<super::answer::Filler>) -> Result<Reply, hyper::Error> {
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(self.io));

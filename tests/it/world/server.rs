@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::answer::{Answer, Filler, hex};
 use super::certificates::Tls;
 use super::log::{Unread, unread};
+use super::raw::Bytestream;
 use super::{DEADLINE, soon};
 
 /// As much of a body as is kept as it is.
@@ -55,7 +57,11 @@ struct State {
     /// What came behind the last request, on connections that ended.
     leftover: Vec<u8>,
     refuse: usize,
+    by_hand: Option<ByHand>,
 }
+
+/// Serves a connection by hand: which one it is, from 1, and its bytes.
+type ByHand = Arc<dyn Fn(usize, Box<dyn Bytestream>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// An answer byte by byte, and what follows it.
 pub struct Raw {
@@ -187,6 +193,14 @@ impl Server {
         self.state().refuse = streams;
     }
 
+    /// From now on its connections are served by this.
+    pub fn is_served_by<F>(&self, serve: impl Fn(usize, Box<dyn Bytestream>) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.state().by_hand = Some(Arc::new(move |number, stream| Box::pin(serve(number, stream))));
+    }
+
     /// The bytes behind the last request on connections that spoke raw.
     pub fn leftover(&self) -> Vec<u8> {
         self.state().leftover.clone()
@@ -237,6 +251,10 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let by_hand = self.state().by_hand.clone();
+        if let Some(serve) = by_hand {
+            return serve(self.inner.connections.load(Ordering::SeqCst), Box::new(stream)).await;
+        }
         if self.state().is_raw {
             let mut unread = Vec::new();
             let _ = self.serve_raw(&mut stream, &mut unread).await;
@@ -362,7 +380,8 @@ impl Server {
         Ok(())
     }
 
-    fn remember(&self, seen: Seen) -> usize {
+    /// Notes a request of a connection that is served by hand.
+    pub fn remember(&self, seen: Seen) -> usize {
         let mut state = self.state();
         state.seen.push(seen);
         let place = state.seen.len() - 1;

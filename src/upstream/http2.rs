@@ -1,0 +1,400 @@
+//! HTTP/2 to an upstream, on the `h2` crate itself.
+//!
+//! hyper's client does not tell what a server allows now, neither streams nor WebSockets, and takes an answer that was
+//! canceled halfway for a whole one. All three matter to an agent.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+
+use super::{BodyError, Origin, RequestBody, UpstreamError, websocket};
+
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Sixteen agents that do not read must not stop what the others read on the same connection. `h2` lets a connection
+/// keep as many small frames unread as half of this has room for, and closes it beyond.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+const MAX_HEADER_LIST: u32 = 256 << 10;
+const SEND_BUFFER: usize = 256 << 10;
+/// What agents canceled is remembered: frames that were under way are errors otherwise, and too many of those end the
+/// connection for all.
+const CANCELED: usize = 1024;
+const CANCELED_FOR: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// A connection. A clone is the same one.
+#[derive(Clone)]
+pub(super) struct Connection {
+    sender: SendRequest<Bytes>,
+    state: Arc<State>,
+}
+
+struct State {
+    /// Taken by whoever waits for a pong.
+    pings: Mutex<Option<PingPong>>,
+    /// The server's settings have arrived.
+    settled: AtomicBool,
+    ended: AtomicBool,
+    open: AtomicUsize,
+}
+
+/// One stream of a connection, counted while it lives.
+pub(super) struct Stream(Arc<State>);
+
+impl Connection {
+    pub(super) async fn open<IO>(io: IO) -> Result<Self, UpstreamError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handshake = Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(CANCELED)
+            .reset_stream_duration(CANCELED_FOR)
+            .enable_push(false)
+            .handshake(io);
+        let (sender, mut connection) = handshake.await.map_err(|error| UpstreamError::from_h2(&error))?;
+        let state = Arc::new(State {
+            pings: Mutex::new(connection.ping_pong()),
+            settled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+        });
+        let kept = state.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "upstream connection ended");
+                },
+                () = kept.falls_silent() => tracing::debug!("upstream connection ended: no pong"),
+            }
+            kept.ended.store(true, Ordering::Release);
+        });
+        Ok(Self { sender, state })
+    }
+
+    /// Whether no new stream can be opened: it ended, or the server said that it goes away.
+    pub(super) fn is_closed(&self) -> bool {
+        let ready = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        self.state.ended.load(Ordering::Acquire) || matches!(ready, Poll::Ready(Err(_)))
+    }
+
+    /// How many streams are open.
+    pub(super) fn streams(&self) -> usize {
+        self.state.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server allows another stream now (RFC 9113 section 6.5.2).
+    pub(super) fn has_room(&self) -> bool {
+        self.streams() < self.sender.current_max_send_streams()
+    }
+
+    /// Counts a stream.
+    pub(super) fn stream(&self) -> Stream {
+        self.state.open.fetch_add(1, Ordering::Relaxed);
+        Stream(self.state.clone())
+    }
+
+    /// Whether the server takes WebSockets (RFC 8441 section 3), which its settings say.
+    pub(super) async fn takes_websockets(&self) -> bool {
+        self.state.settled().await;
+        self.sender.is_extended_connect_protocol_enabled()
+    }
+
+    /// Sends a request in origin form.
+    pub(super) async fn send(
+        mut self,
+        stream: Stream,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Answer>, UpstreamError> {
+        let (mut head, body) = request.into_parts();
+        rewrite(&mut head, origin)?;
+        if let Some(length @ 1..) = body.size_hint().exact() {
+            head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+        } else if body.is_end_stream() && !bodiless(&head.method) {
+            head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(0));
+        }
+        let ended = body.is_end_stream();
+        let sent = self.sender.send_request(Request::from_parts(head, ()), ended);
+        let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
+        let upload = Upload((!ended).then(|| tokio::spawn(upload(body, to)).abort_handle()));
+        let answer = head_of(answer).await?;
+        Ok(Answer::of(answer, upload, stream))
+    }
+
+    /// Sends a WebSocket handshake in the form of HTTP/1.1 as an extended CONNECT (RFC 8441 section 5). The answer is
+    /// in the form of HTTP/1.1 too.
+    pub(super) async fn connect(
+        mut self,
+        stream: Stream,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Result<Duplex, Answer>>, UpstreamError> {
+        let (mut head, _) = request.into_parts();
+        rewrite(&mut head, origin)?;
+        websocket::remove_key(&mut head.headers);
+        head.method = Method::CONNECT;
+        head.extensions.insert(Protocol::from_static(websocket::PROTOCOL));
+        let sent = self.sender.send_request(Request::from_parts(head, ()), false);
+        let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
+        let mut answer = head_of(answer).await?;
+        if !answer.status().is_success() {
+            return Ok(Answer::of(answer, Upload(None), stream).map(Err));
+        }
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(websocket::PROTOCOL));
+        Ok(answer.map(|from| Ok(Duplex { to, from, unread: Bytes::new(), _stream: stream })))
+    }
+}
+
+impl State {
+    /// Waits for the settings. They are the server's first frame, so they have come when a pong has.
+    async fn settled(&self) {
+        if self.settled.load(Ordering::Acquire) {
+            return;
+        }
+        let mut pings = self.pings.lock().await;
+        let Some(pings) = &mut *pings else { return };
+        if !self.settled.load(Ordering::Acquire) {
+            let _ = tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await;
+            self.settled.store(true, Ordering::Release);
+        }
+    }
+
+    /// Resolves when the server does not answer pings while streams are open.
+    async fn falls_silent(&self) {
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            if self.open.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut pings = self.pings.lock().await;
+            let Some(pings) = &mut *pings else { return std::future::pending().await };
+            if !matches!(tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Makes a head what HTTP/2 wants: a whole URI, and no field that is for one HTTP/1 connection.
+fn rewrite(head: &mut request::Parts, origin: &Origin) -> Result<(), UpstreamError> {
+    for name in [HOST, TRANSFER_ENCODING, CONNECTION, UPGRADE] {
+        head.headers.remove(name);
+    }
+    head.version = Version::HTTP_2;
+    let mut uri = std::mem::take(&mut head.uri).into_parts();
+    uri.scheme = Some(http::uri::Scheme::HTTPS);
+    uri.authority = origin.authority.without_default(443).parse().ok();
+    head.uri = http::Uri::from_parts(uri).map_err(|_| UpstreamError::Protocol("unusable URI".into()))?;
+    Ok(())
+}
+
+/// Whether a request of this method without a body says nothing of its length (RFC 9110 section 8.6).
+pub(super) fn bodiless(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE)
+}
+
+async fn head_of(answer: ResponseFuture) -> Result<Response<RecvStream>, UpstreamError> {
+    answer.await.map_err(|error| UpstreamError::from_h2(&error))
+}
+
+/// Sends a body as the server makes room for it; stops when the server wants no more of it.
+async fn upload(mut body: RequestBody, mut to: SendStream<Bytes>) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            _ = poll_fn(|cx| to.poll_reset(cx)) => return,
+            frame = body.frame() => frame,
+        };
+        let sent = match frame.map(|frame| frame.map(Frame::into_data)) {
+            Some(Ok(Ok(data))) => {
+                let last = body.is_end_stream();
+                match send(&mut to, data, last).await {
+                    Ok(()) if last => return,
+                    sent => sent,
+                }
+            }
+            Some(Ok(Err(frame))) => match frame.into_trailers() {
+                Ok(trailers) => return drop(to.send_trailers(trailers)),
+                Err(_) => Ok(()),
+            },
+            // It must not look complete.
+            Some(Err(_)) => return to.send_reset(Reason::CANCEL),
+            None => return drop(to.send_data(Bytes::new(), true)),
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+    while data.has_remaining() {
+        let room = poll_fn(|cx| poll_room(to, data.len(), cx)).await?;
+        let part = data.split_to(room.min(data.len()));
+        let last = last && data.is_empty();
+        to.send_data(part, last)?;
+        if last {
+            return Ok(());
+        }
+    }
+    if last { to.send_data(data, true) } else { Ok(()) }
+}
+
+/// Waits until there is room for something of these many bytes. Room is only asked for with data at hand: what one
+/// stream holds of the connection's, no other can use.
+fn poll_room(to: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+    to.reserve_capacity(wanted);
+    loop {
+        match to.capacity() {
+            0 => ready!(to.poll_capacity(cx)).unwrap_or(Err(Reason::STREAM_CLOSED.into()))?,
+            room => return Poll::Ready(Ok(room)),
+        };
+    }
+}
+
+/// The sending of a request's body, which ends when nobody waits for the answer any more.
+struct Upload(Option<AbortHandle>);
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(upload) = self.0.take() {
+            upload.abort();
+        }
+    }
+}
+
+/// The body of an answer. Dropped before its end, the stream is canceled.
+pub(super) struct Answer {
+    from: RecvStream,
+    /// How much is still to come, if that was said.
+    left: Option<u64>,
+    data_ended: bool,
+    upload: Upload,
+    _stream: Stream,
+}
+
+impl Answer {
+    fn of(answer: Response<RecvStream>, upload: Upload, stream: Stream) -> Response<Self> {
+        let length = answer.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let left = if answer.body().is_end_stream() { Some(0) } else { length };
+        answer.map(|from| Self { from, left, data_ended: false, upload, _stream: stream })
+    }
+
+    /// The answer is whole, and the server may still want the rest of the request.
+    fn ended(&mut self) {
+        self.upload.0 = None;
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        while !this.data_ended {
+            match ready!(this.from.poll_data(cx)).transpose().map_err(broken)? {
+                // Such as the one that only carries the end.
+                Some(data) if data.is_empty() => {}
+                Some(data) => {
+                    let _ = this.from.flow_control().release_capacity(data.len());
+                    this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
+                    if this.from.is_end_stream() {
+                        this.ended();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                None => this.data_ended = true,
+            }
+        }
+        let trailers = ready!(this.from.poll_trailers(cx)).map_err(broken)?;
+        this.ended();
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.from.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// An answer that broke off. Said to an agent as they are, these two reasons would make it a whole one.
+fn broken(error: h2::Error) -> BodyError {
+    match error.reason() {
+        Some(Reason::NO_ERROR | Reason::CANCEL) => "the upstream canceled its answer".into(),
+        _ => error.into(),
+    }
+}
+
+/// A stream on which both sides say what they like.
+pub struct Duplex {
+    to: SendStream<Bytes>,
+    from: RecvStream,
+    unread: Bytes,
+    _stream: Stream,
+}
+
+impl AsyncRead for Duplex {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.from.poll_data(cx)) {
+                Some(data) => self.unread = data.map_err(io::Error::other)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let length = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread.split_to(length));
+        let _ = self.from.flow_control().release_capacity(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Duplex {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(poll_room(&mut self.to, bytes.len(), cx)).map_err(io::Error::other)?;
+        let length = room.min(bytes.len());
+        self.to.send_data(Bytes::copy_from_slice(&bytes[..length]), false).map_err(io::Error::other)?;
+        Poll::Ready(Ok(length))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.to.send_data(Bytes::new(), true).map_err(io::Error::other))
+    }
+}

@@ -1,0 +1,191 @@
+//! HTTP/2 upstreams: connections that go away, streams that are refused or canceled, and more requests than streams.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response};
+
+use crate::world::answer::{Filler, Gate};
+use crate::world::frames::{self, DATA, END_HEADERS, Frames, HEADERS, frame};
+use crate::world::log::unread;
+use crate::world::server::{Seen, Server};
+use crate::world::{Setup, World, soon};
+
+const INTERNAL_ERROR: u32 = 2;
+
+async fn speaking_h2() -> World {
+    Setup::new().api_speaks(&["h2"]).start().await
+}
+
+/// Notes a request on its connection.
+fn note(server: &Server, connection: usize) -> usize {
+    server.remember(Seen { target: connection.to_string(), ..Seen::default() })
+}
+
+/// On which connections requests arrived.
+fn connections(world: &World) -> Vec<String> {
+    world.api.seen().into_iter().map(|seen| seen.target).collect()
+}
+
+/// The API's first connection goes away after stream `last`, with this code, when it has heard one request; the others
+/// answer.
+fn goes_away(world: &World, last: u32, code: u32) {
+    let noted = world.api.clone();
+    world.api.is_served_by(move |number, io| {
+        let noted = noted.clone();
+        async move {
+            let mut frames = Frames::server(io, &[]).await;
+            while let Some(stream) = frames.hears_a_request().await {
+                note(&noted, number);
+                if number == 1 {
+                    frames.says(frames::goaway(last, code)).await;
+                    return frames.ends().await;
+                }
+                frames.answers(stream, "done").await;
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_request_above_the_last_stream_of_a_goaway_is_sent_again() {
+    // RTY-030, C6
+    for code in [0, frames::ENHANCE_YOUR_CALM, INTERNAL_ERROR] {
+        let world = speaking_h2().await;
+        goes_away(&world, 0, code);
+        let reply = world.call("POST", "/x").body(Filler::of(10_000)).send().await;
+        assert_eq!((reply.status, reply.text()), (200, "done"), "{code}");
+        assert_eq!((connections(&world), world.token_calls()), (vec!["1".into(), "2".into()], 1));
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_the_upstream_may_have_seen_is_sent_again_only_when_that_does_no_harm() {
+    // RTY-030, C6
+    for (method, status, tries) in [("POST", 502, 1), ("GET", 200, 2)] {
+        let world = speaking_h2().await;
+        goes_away(&world, 1, INTERNAL_ERROR);
+        let reply = world.call(method, "/x").send().await;
+        assert_eq!((reply.status, connections(&world).len()), (status, tries), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn requests_up_to_a_goaway_finish_and_new_ones_take_another_connection() {
+    // RTY-030
+    let world = speaking_h2().await;
+    let gate = Gate::shut();
+    let (noted, held) = (world.api.clone(), gate.clone());
+    world.api.is_served_by(move |number, io| {
+        let (noted, held) = (noted.clone(), held.clone());
+        async move {
+            let mut frames = Frames::server(io, &[]).await;
+            while let Some(stream) = frames.hears_a_request().await {
+                note(&noted, number);
+                if number == 1 {
+                    frames.says(frames::goaway(stream, 0)).await;
+                    held.pass().await;
+                }
+                frames.answers(stream, "done").await;
+            }
+        }
+    });
+    let slow = world.call("POST", "/slow").body(Filler::of(10)).send();
+    let others = async {
+        world.api.has_seen(1).await;
+        for _ in 0..3 {
+            assert_eq!(world.call("POST", "/x").body(Filler::of(10)).send().await.status, 200);
+        }
+        gate.open();
+    };
+    let (slow, ()) = tokio::join!(slow, others);
+    assert_eq!((slow.status, slow.text()), (200, "done"));
+    assert_eq!(connections(&world), ["1", "2", "2", "2"]);
+}
+
+#[tokio::test]
+async fn a_connection_that_closed_while_nobody_used_it_is_replaced_unnoticed_in_http2_too() {
+    // RTY-032
+    let world = speaking_h2().await;
+    let noted = world.api.clone();
+    let closed = Arc::new(tokio::sync::Notify::new());
+    let closing = closed.clone();
+    world.api.is_served_by(move |number, io| {
+        let (noted, closing) = (noted.clone(), closing.clone());
+        async move {
+            let mut frames = Frames::server(io, &[]).await;
+            let stream = frames.hears_a_request().await.unwrap();
+            note(&noted, number);
+            frames.answers(stream, "done").await;
+            frames.ends().await;
+            closing.notify_one();
+        }
+    });
+    for _ in 0..5 {
+        let reply = world.call("POST", "/x").body(Filler::of(3)).send().await;
+        assert_eq!((reply.status, reply.text()), (200, "done"));
+        soon(closed.notified()).await;
+        // Whoever answers this has been told of the end, which came before.
+        world.tunnel("api.test:443").await;
+    }
+    assert_eq!(connections(&world), ["1", "2", "3", "4", "5"]);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_upstream_canceled_halfway_is_seen_to_break_off() {
+    // H7
+    for (over_h2, code) in [(true, 0), (true, frames::CANCEL), (false, 0), (false, frames::CANCEL)] {
+        let world = speaking_h2().await;
+        world.api.is_served_by(move |_, io| async move {
+            let mut frames = Frames::server(io, &[]).await;
+            while let Some(stream) = frames.hears_a_request().await {
+                frames.says(frame(HEADERS, END_HEADERS, stream, [0x88])).await;
+                frames.says(frame(DATA, 0, stream, "half")).await;
+                frames.says(frames::reset(stream, code)).await;
+            }
+        });
+        let call = world.call("GET", "/x");
+        let heard = if over_h2 { call.over_h2() } else { call }.try_send().await;
+        assert!(heard.is_err(), "{over_h2} {code}: {heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn three_thousand_requests_at_once_all_go_through_an_upstream_of_a_hundred_streams() {
+    const REQUESTS: usize = 3000;
+    let world = speaking_h2().await;
+    let (gate, open, most) = (Gate::shut(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (held, opened, peak) = (gate.clone(), open.clone(), most.clone());
+    world.api.is_served_by(move |_, io| {
+        let (held, opened, peak) = (held.clone(), opened.clone(), peak.clone());
+        async move {
+            let mut builder = h2::server::Builder::new();
+            let mut connection = builder.max_concurrent_streams(100).handshake::<_, Bytes>(io).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let (held, opened, peak) = (held.clone(), opened.clone(), peak.clone());
+                tokio::spawn(unread(async move {
+                    let now = opened.fetch_add(1, Ordering::SeqCst) + 1;
+                    peak.fetch_max(now, Ordering::SeqCst);
+                    // Eight connections, all full.
+                    if now == 800 {
+                        held.open();
+                    }
+                    held.pass().await;
+                    opened.fetch_sub(1, Ordering::SeqCst);
+                    let mut to = respond.send_response(Response::new(()), false).unwrap();
+                    let _ = to.send_data(Bytes::from_static(b"done"), true);
+                }));
+            }
+        }
+    });
+    let agent = world.api_h2().await.http2().await;
+    let get = || Request::get("https://api.test/x").body(Filler::text("")).unwrap();
+    let replies = join_all((0..REQUESTS).map(|_| agent.send(get()))).await;
+    assert_eq!(
+        replies.iter().filter(|reply| reply.as_ref().is_ok_and(|reply| reply.text() == "done")).count(),
+        REQUESTS
+    );
+    assert_eq!((most.load(Ordering::SeqCst), world.api.met().0), (800, 8));
+}
