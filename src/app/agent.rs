@@ -1,6 +1,7 @@
 //! The variables that bring an agent's clients under the proxy, as measured client by client.
 
-use std::fs;
+mod files;
+
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -11,6 +12,8 @@ use crate::config::{self, Settings};
 use crate::oauth::Provider;
 use crate::routes::{Action, Routes};
 use crate::secret::{PLACEHOLDER, Secret};
+
+pub use self::files::files;
 
 /// Where clients look for a proxy. With a scheme: several of them refuse `host:port`.
 const PROXY: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
@@ -86,17 +89,6 @@ pub fn shown(settings: &Settings, proxy: SocketAddr, files: &CaFiles) -> Vec<Var
         name(&mut all, proxy, "USER", &Secret::new("SECRET"));
     }
     all
-}
-
-/// wget built on GnuTLS takes its roots from its configuration only, so it gets one, with the user's own before.
-pub fn wgetrc(folder: &Path, bundle: &Path) -> Option<Variable> {
-    let theirs = std::env::var_os("WGETRC").map(Into::into);
-    let theirs = theirs.or_else(|| std::env::home_dir().map(|home| home.join(".wgetrc")));
-    let mut lines = theirs.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-    lines.push_str(&format!("\nca_certificate={}\n", bundle.display()));
-    let path = folder.join("wgetrc");
-    fs::write(&path, lines).ok()?;
-    Some(("WGETRC".to_owned(), text(&path)))
 }
 
 fn no_proxy(inherited: &dyn Fn(&str) -> Option<String>) -> String {

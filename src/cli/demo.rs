@@ -42,7 +42,7 @@ pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
     let app = app::build(&settings, Options { user: UserName::default(), authority, clock: Clock::system() }).await?;
     let inherited = |name: &str| std::env::var(name).ok();
     let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
-    variables.extend(agent::wgetrc(folder.path(), &app.ca_files.bundle));
+    variables.extend(agent::files(folder.path(), &app.ca_files.bundle, &inherited).map_err(cannot)?);
     variables.push(("SIDEBEARER_DEMO_URL".to_owned(), format!("https://{API}/me")));
 
     // Before anything is said: a signal that nobody listens for would leave the folder behind.

@@ -14,19 +14,18 @@ use crate::names::UserName;
 pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString]) -> Result<u8, CliError> {
     let settings = private(settings);
     let folder = tempfile::Builder::new().prefix("sidebearer-").tempdir();
-    let folder = folder.map_err(|error| {
-        CliError::failed(
-            format!("cannot make a folder for the CA's files: {error}"),
-            "set TMPDIR to a folder that is writable",
-        )
-    })?;
+    let cannot = |error| {
+        let hint = "set TMPDIR to a folder that is writable";
+        CliError::failed(format!("cannot make a folder for the agent's files: {error}"), hint)
+    };
+    let folder = folder.map_err(cannot)?;
     let authority = Authority::Fresh(folder.path().to_owned());
     let app = app::build(&settings, Options { user, authority, clock: Clock::system() }).await?;
 
     let inherited = |name: &str| std::env::var(name).ok();
     let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
     variables.extend(agent::placeholders(&settings, &inherited));
-    variables.extend(agent::wgetrc(folder.path(), &app.ca_files.bundle));
+    variables.extend(agent::files(folder.path(), &app.ca_files.bundle, &inherited).map_err(cannot)?);
 
     let (ended, stop) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(app.run(async {
