@@ -10,6 +10,8 @@ import { Readable } from 'node:stream';
 import { listen } from './events.mjs';
 import { acceptWebSockets } from './websocket.mjs';
 
+// Where answers come event by event; two of them where the SDKs of language models look for them.
+const EVENTS = new Set(['/events', '/v1/chat/completions', '/v1/messages']);
 const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`;
 
 export function createApi(world, certificate, { authPort, ca, gitRoot }) {
@@ -37,6 +39,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
 
   async function answer(request, response) {
     world.api.requests += 1;
+    world.authorizations.add(fields(request).filter((name) => name === 'authorization').length);
     const id = request.headers['x-request-id'];
     if (id) world.tries.set(id, (world.tries.get(id) ?? 0) + 1);
     await world.heldTogether();
@@ -60,7 +63,7 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
     else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
-    else if (request.url === '/events') listen(request, response, world);
+    else if (EVENTS.has(request.url)) listen(request, response, world);
     else echo(request, response, { token, about, ...body ?? await digest(request) });
   }
 
@@ -90,6 +93,11 @@ function bearer(request) {
   return /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1];
 }
 
+// The names of its header fields, as often as they came.
+function fields(request) {
+  return request.rawHeaders.filter((_, index) => index % 2 === 0).map((name) => name.toLowerCase());
+}
+
 async function digest(request) {
   const hash = createHash('sha256');
   let length = 0;
@@ -101,7 +109,7 @@ async function digest(request) {
 }
 
 function echo(request, response, { token, about, ...body }) {
-  const names = request.rawHeaders.filter((_, index) => index % 2 === 0).map((name) => name.toLowerCase());
+  const names = fields(request);
   response.setHeader('content-type', 'application/json');
   response.end(`${JSON.stringify({
     method: request.method,

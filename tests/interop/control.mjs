@@ -12,7 +12,7 @@ export function createControl(world) {
     'POST /set': (wish) => { Object.assign(world, wish); },
     'POST /hold': ({ count }) => world.holdRequests(count),
     'POST /kill': (wish) => { world.kill = wish; },
-    'POST /announce': ({ data }) => announce(world, data),
+    'POST /announce': (event) => announce(world, event),
     'POST /fall-silent': () => fallSilent(world),
     'POST /refresh-token': ({ client, scope, user }) => world.mint(client, scope, user),
   };

@@ -8,8 +8,9 @@ export function listen(request, response, world) {
   response.on('close', () => world.listeners.delete(response));
 }
 
-export function announce(world, data) {
-  for (const response of world.listeners) response.write(`data: ${data}\n\n`);
+export function announce(world, { event, data }) {
+  const named = event ? `event: ${event}\n` : '';
+  for (const response of world.listeners) response.write(`${named}data: ${data}\n\n`);
 }
 
 export function fallSilent(world) {

@@ -37,6 +37,7 @@ export class World {
     for (const answer of this.listeners) answer.destroy();
     this.closes = []; // how WebSockets ended: code and reason
     this.pings = 0;
+    this.authorizations = new Set(); // how many Authorization fields requests came with
     this.tries = new Map(); // X-Request-Id -> how often that request arrived
   }
 
@@ -45,6 +46,7 @@ export class World {
     const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings } = this;
     return {
       token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings,
+      authorizations: [...this.authorizations],
       tries: { requests: this.tries.size, most },
       open: { websockets: this.websockets.size, events: this.listeners.size },
     };

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import platform
+import re
 import signal
 import socket
 import ssl
@@ -15,11 +17,16 @@ import httpx
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-NODE = HERE / "node_modules/.bin/node"
+CPU = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+NODE = HERE / f"node_modules/node-linux-{CPU}/bin/node"
+# The last that does not know proxies by itself.
+NODE20 = HERE / f"node_modules/node20-linux-{CPU}/bin/node"
 PYTHON = HERE / ".venv/bin/python"
 CLIENTS = HERE / "clients"
 API = "https://api.test"
 PLAIN = "http://plain.test"
+# Hosts that clients know by heart. Here they are the API.
+KNOWN = ("api.github.com", "api.openai.com", "api.anthropic.com")
 
 # Secrets reach the sidecar the way operators send them: by variables that proxy.yaml names.
 SECRETS = {
@@ -86,7 +93,8 @@ class Certificates:
         self.stranger_cert, self.stranger_key = folder / "stranger.crt", folder / "stranger.key"
         self._make(self.ca, self.ca_key, "CN=Interop Test CA", "CA:TRUE", "keyUsage=critical,keyCertSign")
         signed = ["-CA", str(self.ca), "-CAkey", str(self.ca_key)]
-        self._make(self.cert, self.key, "CN=servers", "CA:FALSE", "subjectAltName=DNS:auth.test,DNS:api.test,DNS:old.test", signed_by=signed)
+        names = ",".join(f"DNS:{name}" for name in ("auth.test", "api.test", "old.test", *KNOWN))
+        self._make(self.cert, self.key, "CN=servers", "CA:FALSE", f"subjectAltName={names}", signed_by=signed)
         self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "CA:FALSE", "subjectAltName=DNS:stranger.test")
 
     def _make(self, cert, key, subject, kind, *extensions, signed_by=()):
@@ -328,6 +336,15 @@ class Started:
             assert self.process.poll() is None, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
 
         return wait_for(said, f"the line `{label}...`", seconds=10)
+
+    def prints(self, pattern, times=1):
+        """Waits until standard output has it so often, and gives what is there by then."""
+        def printed():
+            if len(re.findall(pattern, self.out.read_text(), re.M)) >= times:
+                return self.out.read_text()
+            assert self.process.poll() is None, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
+
+        return wait_for(printed, f"{pattern!r} on standard output, {times} times")
 
     def type(self, line):
         self.process.stdin.write(f"{line}\n")

@@ -1,0 +1,14 @@
+// node-fetch.
+
+import fetch from 'node-fetch';
+
+import { callUrl, eventsUrl, good, takeTurns } from './turns.mjs';
+
+await takeTurns(
+  async () => {
+    const answer = await fetch(callUrl);
+    good(answer.status);
+    return answer.text();
+  },
+  async () => (await fetch(eventsUrl)).body,
+);
