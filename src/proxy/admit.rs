@@ -26,6 +26,15 @@ pub(super) fn check<B>(request: &Request<B>, own: &Pseudonym) -> Result<(), Reje
     }
 }
 
+/// Refuses a second token beside ours (RFC 6750 section 2): the API may take the one for the other, and act for somebody
+/// whom the agent chose. In a form's body, which streams by, it is not looked for.
+pub(super) fn one_token(query: Option<&str>) -> Result<(), Reject> {
+    // Some servers still part a query at `;` too.
+    let fields = query.unwrap_or_default().split(['&', ';']);
+    let named = |field: &str| url::form_urlencoded::parse(field.as_bytes()).any(|(name, _)| name == "access_token");
+    if fields.into_iter().any(named) { Err(Reject::TokenInQuery) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderMap;
@@ -55,6 +64,19 @@ mod tests {
             assert!(!verdict(&[("transfer-encoding", odd)], Version::HTTP_11), "{odd}");
         }
         assert!(!verdict(&[("expect", "200-ok")], Version::HTTP_11));
+    }
+
+    #[test]
+    fn a_token_in_the_query_is_found_in_any_spelling_and_nothing_else_is() {
+        // SEC-036
+        for query in ["access_token=x", "a=1&access_token", "a=1;access_token=x", "%61ccess%5Ftoken=x", "access_token="]
+        {
+            assert!(one_token(Some(query)).is_err(), "{query}");
+        }
+        for query in ["", "token=x", "private_token=x", "access_tokens=x", "q=access_token", "input_access_token=x"] {
+            assert!(one_token(Some(query)).is_ok(), "{query}");
+        }
+        assert!(one_token(None).is_ok());
     }
 
     #[test]

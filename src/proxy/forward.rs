@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::body::{Replay, ResponseBody};
 use super::caller::Caller;
 use super::reject::Reject;
-use super::{Proxy, Record, headers, missing, websocket};
+use super::{Proxy, Record, admit, headers, missing, websocket};
 use crate::names::Subject;
 use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
@@ -50,6 +50,7 @@ pub(super) async fn forward(
     };
     record.provider = Some(provider.clone());
     caller.may_use(provider)?;
+    admit::one_token(request.uri().query())?;
     let Some(key) = proxy.parts().tokens.key(provider, &caller.user) else {
         return Err(Reject::Denied(route.name.clone()));
     };

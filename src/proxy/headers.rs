@@ -75,6 +75,12 @@ pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderVal
 pub(super) fn clean_request(headers: &mut HeaderMap, own: &Pseudonym) {
     let trailers = headers.get(TE).is_some_and(|te| contains(&te.as_bytes().to_ascii_lowercase(), b"trailers"));
     clean(headers);
+    // Nobody steers a Sidebearer by a field, neither this one nor one further on. `Forwarded` and its like say nothing
+    // here either: they go on as what they are, the agent's own word to the API.
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -107,6 +113,11 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in [AUTHORIZATION, HOST, CONTENT_LENGTH, COOKIE, TE, TRAILER] {
         trailers.remove(name);
     }
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.strip_prefix("x-").unwrap_or(name).starts_with("sidebearer-")
 }
 
 fn clean(headers: &mut HeaderMap) {

@@ -41,6 +41,8 @@ pub(super) enum Reject {
     Expectation,
     #[error("{0}")]
     Path(#[from] AmbiguousPath),
+    #[error("the query has an `access_token`, and a request is sent with one token only")]
+    TokenInQuery,
     #[error("TRACE would show the token to whoever asks")]
     Trace,
     #[error("the request came back to the proxy that sent it")]
@@ -83,6 +85,7 @@ impl Reject {
             Reject::Framing => "bad_framing",
             Reject::Expectation => "unknown_expectation",
             Reject::Path(_) => "ambiguous_path",
+            Reject::TokenInQuery => "token_in_query",
             Reject::Trace => "trace_refused",
             Reject::Loop | Reject::Upstream(UpstreamError::Loop) => "proxy_loop_detected",
             Reject::Denied(_) => "denied",
@@ -107,6 +110,9 @@ impl Reject {
             | Reject::ConnectHostDiffers
             | Reject::ConnectInTunnel
             | Reject::Framing
+            | Reject::TokenInQuery
+            // The agent's doing, which RFC 9209's `http_request_error` means too.
+            | Reject::Upstream(UpstreamError::RequestBody)
             | Reject::Path(_) => StatusCode::BAD_REQUEST,
             Reject::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -145,6 +151,11 @@ impl Reject {
             Reject::Path(_) => {
                 "send the path without `..`, `//`, `;` or encoded separators: a route depends on it".into()
             }
+            Reject::TokenInQuery => {
+                "leave it out: the proxy adds the token. Where it means something else to the API, the operator keeps that \
+                 path out of the route's `paths`"
+                    .into()
+            }
             Reject::Trace => "use another method".into(),
             Reject::Loop | Reject::Upstream(UpstreamError::Loop) => {
                 "do not send the proxy's own address through it".into()
@@ -166,6 +177,9 @@ impl Reject {
                 "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
             }
             Reject::NoWebSocket(_) => "check that the URL is one of a WebSocket".into(),
+            Reject::Upstream(UpstreamError::RequestBody) => {
+                "send the body whole: as long as its Content-Length, or in well-formed chunks".into()
+            }
             Reject::Upstream(_) | Reject::Unasked => "try again; if it stays, ask whoever runs the upstream".into(),
         }
     }

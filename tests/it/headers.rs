@@ -197,6 +197,39 @@ async fn path_and_query_arrive_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_request_that_brings_a_token_in_its_query_is_not_sent_with_another() {
+    // SEC-036
+    let world = Setup::new().routes("- host: api.test\n  paths: [/v1/**]\n  provider: main").start().await;
+    for over_h2 in [false, true] {
+        let call = world.call("GET", "/v1/me?fields=id&access_token=mine");
+        let reply = if over_h2 { call.over_h2() } else { call }.send().await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "token_in_query"));
+    }
+    assert_eq!((world.api.seen().len(), world.token_calls()), (0, 0));
+    // Where ours does not go, and where the name is another.
+    for path in ["/tokeninfo?access_token=mine", "/v1/me?private_token=mine"] {
+        assert_eq!(world.get(path).await.status, if path.starts_with("/v1") { 200 } else { 401 }, "{path}");
+    }
+    assert_eq!(world.api.tokens(), ["none".into(), world.issued.access(1)]);
+    assert!(world.api.seen()[0].target.ends_with("/tokeninfo?access_token=mine"));
+}
+
+#[tokio::test]
+async fn no_field_of_the_agents_steers_the_proxy_or_one_behind_it() {
+    // SEC-046
+    let world = World::start().await;
+    let mut call = world.call("GET", "/me").with("forwarded", "for=10.0.0.1").with("x-forwarded-for", "10.0.0.1");
+    for name in ["x-sidebearer-user", "x-sidebearer-provider", "sidebearer-user", "sidebearer-connect-url"] {
+        call = call.with(name, "somebody else");
+    }
+    assert_eq!(call.with("x-sidebearers", "1").send().await.status, 200);
+    let mut names = world.api.seen()[0].names().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    names.sort_unstable();
+    assert_eq!(names, ["authorization", "forwarded", "via", "x-forwarded-for", "x-sidebearers"]);
+    assert_eq!(world.request_told().user.unwrap().to_string(), "default");
+}
+
+#[tokio::test]
 async fn methods_are_compared_exactly() {
     // SEC-049
     let routes = "- host: api.test\n  methods: [POST]\n  provider: main";

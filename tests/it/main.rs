@@ -2,6 +2,7 @@
 
 mod admin;
 mod answers;
+mod bent;
 mod connect;
 mod consent;
 mod edges;
