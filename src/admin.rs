@@ -4,7 +4,6 @@ mod api;
 mod live;
 mod pages;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::{Router, middleware};
@@ -14,6 +13,7 @@ use crate::connections::{self, Connection};
 use crate::drain::Drain;
 use crate::events::Events;
 use crate::links::Links;
+use crate::listen::Place;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Provider;
 use crate::store::{Store, StoreError};
@@ -44,7 +44,7 @@ pub struct Parts {
     /// Whom there is to connect.
     pub providers: Vec<Arc<Provider>>,
     /// Where agents reach the proxy.
-    pub proxy: SocketAddr,
+    pub proxies: Vec<Place>,
     /// The variables that an agent needs.
     pub variables: Vec<(String, String)>,
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin};
 use crate::ca::files::CaFiles;
@@ -21,8 +21,11 @@ use crate::config::Settings;
 use crate::consent::{self, Consent};
 use crate::drain::{Drain, Drained};
 use crate::events::Events;
+use crate::limits::Limits;
 use crate::links::Links;
+use crate::listen::{Listener, Place};
 use crate::names::UserName;
+use crate::proxy::caller::Entrance;
 use crate::proxy::{self, Proxy};
 use crate::routes::{HostPattern, Routes};
 use crate::store::key::{KeyError, Keyring};
@@ -54,26 +57,27 @@ pub enum Authority {
 
 /// A sidecar that is bound and ready to run.
 pub struct App {
-    /// Where agents reach it.
-    pub address: SocketAddr,
+    /// Where agents reach it, each in the settings' order.
+    pub places: Vec<Place>,
     /// What agents are to trust.
     pub ca_files: CaFiles,
     /// What happens in it.
     pub events: Events,
     /// Where people and their browsers reach it, if they can.
     pub admin: Option<SocketAddr>,
-    listener: TcpListener,
+    listeners: Vec<(Listener, Entrance)>,
     proxy: Proxy,
     tokens: Tokens,
     pages: Option<Pages>,
     notifier: notify::Notifier,
     drain: Drain,
     deadline: Duration,
+    limits: Limits,
 }
 
 /// What people and their browsers reach.
 struct Pages {
-    listener: TcpListener,
+    listener: Listener,
     at: SocketAddr,
     router: Router,
 }
@@ -87,11 +91,15 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     // For reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
-    let (listener, address) = bind("listen", settings.listen).await?;
+    let mut listeners = Vec::new();
+    for (place, entrance) in &settings.listen {
+        listeners.push((bind("listen", place).await?, entrance.clone()));
+    }
     let admin = match settings.admin {
-        Some(admin) => Some(bind("admin", admin).await?),
+        Some(at) => Some(bind_admin(at).await?),
         None => None,
     };
+    let places: Vec<Place> = listeners.iter().map(|(listener, _)| listener.place().clone()).collect();
 
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
@@ -106,9 +114,9 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     ca_files.write(&ca, roots.certificates())?;
 
     let (events, drain) = (Events::default(), Drain::default());
-    let dialer = Dialer::new(&roots, settings.resolve.clone())?;
-    let own = [Some(address), admin.as_ref().map(|(_, address)| *address)];
-    dialer.refuse(own.into_iter().flatten().collect());
+    let dialer = Dialer::new(&roots, settings.resolve.clone(), &settings.limits)?;
+    let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at));
+    dialer.refuse(own.collect());
     let calls = Arc::new(Calls::new(&roots, &settings.resolve)?);
     let (servers, webhooks) = (calls.clone(), calls);
     let parts = tokens::Parts {
@@ -130,8 +138,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
             events: events.clone(),
             drain: drain.clone(),
             providers: settings.providers.clone(),
-            proxy: address,
-            variables: agent::shown(settings, address, &ca_files),
+            proxies: places.clone(),
+            variables: agent::shown(settings, &places, &ca_files),
         });
         let guard = Guard::new(links.base().clone(), at.port(), settings.admin_token.clone());
         let router = guard.before(admin.router().merge(consent(settings, desk, &clock).router()));
@@ -151,15 +159,19 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         user,
         links,
         replay_limit: settings.replay_limit,
+        limits: settings.limits.clone(),
     });
-    let (admin, deadline) = (pages.as_ref().map(|pages| pages.at), settings.drain);
-    Ok(App { address, ca_files, events, admin, listener, proxy, tokens, pages, notifier, drain, deadline })
+    let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
+    Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
-    let failed = |error| AppError::Bind { key, address, error };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
+async fn bind(key: &'static str, place: &Place) -> Result<Listener, AppError> {
+    Listener::bind(place).await.map_err(|error| AppError::Bind { key, place: place.to_string(), error })
+}
+
+async fn bind_admin(at: SocketAddr) -> Result<(Listener, SocketAddr), AppError> {
+    let listener = bind("admin", &Place::Tcp(at)).await?;
+    let bound = listener.place().address().unwrap_or(at);
     Ok((listener, bound))
 }
 
@@ -213,19 +225,28 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
 }
 
 impl App {
+    /// The first address at which agents reach it, as their variables name it; none when it has Unix sockets only.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.places.iter().find_map(Place::address)
+    }
+
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { listener, proxy, tokens, pages, notifier, drain, deadline, .. } = self;
-        let serving = tokio::spawn(async move { proxy.serve(listener).await });
+        let App { listeners, proxy, tokens, pages, notifier, drain, deadline, limits, .. } = self;
+        let mut serving = JoinSet::new();
+        for (listener, entrance) in listeners {
+            let proxy = proxy.clone();
+            serving.spawn(async move { proxy.serve(listener, entrance).await });
+        }
         tokio::spawn(async move { tokens.follow_store().await });
         tokio::spawn(notifier.run());
         if let Some(Pages { listener, router, .. }) = pages {
-            tokio::spawn(web::serve(listener, router, drain.clone()));
+            tokio::spawn(web::serve(listener, router, drain.clone(), limits.head_timeout));
         }
         stop.await;
         let drained = drain.finish(deadline).await;
         // It ends by itself when the stop begins; what is left to wait for is its last accept.
-        let _ = serving.await;
+        serving.join_all().await;
         drained
     }
 }
@@ -292,13 +313,13 @@ pub async fn last_ca(settings: &Settings) -> Result<Ca, AppError> {
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The port is taken, or not ours to take.
-    #[error("cannot listen on {address}: {error}")]
+    /// The place is taken, or not ours to take.
+    #[error("cannot listen on {place}: {error}")]
     Bind {
         /// The key of `proxy.yaml` that says where.
         key: &'static str,
         /// Where.
-        address: SocketAddr,
+        place: String,
         /// Why.
         error: io::Error,
     },
@@ -328,6 +349,9 @@ impl AppError {
         match self {
             AppError::Bind { key, error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
                 format!("another program, perhaps another sidecar, listens there: stop it, or change `{key}`")
+            }
+            AppError::Bind { key, place, .. } if place.starts_with("unix:") => {
+                format!("change `{key}` to a path in a folder that is there and writable, or remove what is in the way")
             }
             AppError::Bind { key, .. } => format!("change `{key}` to an address of this machine"),
             AppError::Store(error) => error.hint(),

@@ -27,16 +27,18 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::host::Authority;
+use crate::limits::Limits;
+use crate::listen::Place;
 use crate::oauth::Provider;
-use crate::proxy::caller::Agent;
+use crate::proxy::caller::{Agent, Entrance};
 use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
 
 /// What `proxy.yaml` says, ready to be used.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where agents reach the proxy: an address of this machine only.
-    pub listen: SocketAddr,
+    /// Where agents reach the proxy, and who comes in there. Never empty.
+    pub listen: Vec<(Place, Entrance)>,
     /// Where people and their browsers reach the sidecar, if they can.
     pub admin: Option<SocketAddr>,
     /// What whoever uses the admin listener has to know.
@@ -53,6 +55,8 @@ pub struct Settings {
     pub resolve: HashMap<Authority, SocketAddr>,
     /// How long live requests may go on after SIGTERM.
     pub drain: Duration,
+    /// How long, how large and how many.
+    pub limits: Limits,
     /// The longest request body that can be sent a second time, in bytes.
     pub replay_limit: usize,
     /// The directory of the local certificate authority.

@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`events`], [`telemetry`] |
+//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`events`], [`telemetry`] |
 //!
 //! One request:
 //!
@@ -37,7 +37,9 @@ pub mod consent;
 pub mod drain;
 pub mod events;
 pub mod host;
+pub mod limits;
 pub mod links;
+pub mod listen;
 pub mod names;
 pub mod oauth;
 pub mod proxy;

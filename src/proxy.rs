@@ -9,6 +9,7 @@ pub mod fuzzing;
 mod headers;
 mod intercept;
 mod missing;
+mod pace;
 mod reject;
 mod target;
 mod tunnel;
@@ -28,7 +29,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::ca::Ca;
@@ -36,25 +37,23 @@ use crate::clock::Clock;
 use crate::drain::Drain;
 use crate::events::{self, Events};
 use crate::host::Authority;
+use crate::limits::Limits;
 use crate::links::Links;
+use crate::listen::{Connection, Listener};
 use crate::names::{ProviderName, UserName};
 use crate::routes::{Routes, Unmatched};
 use crate::tokens::Tokens;
 use crate::upstream::{Origin, Upstream};
 use body::{Budget, ResponseBody};
-use caller::{Agent, Caller, Door};
+use caller::{Agent, Caller, Door, Entrance};
 use missing::Missing;
+use pace::Paced;
 use reject::Reject;
 use target::Target;
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-const MAX_HEADERS: usize = 256;
-const MAX_HEAD: usize = 256 << 10;
 const H2_STREAMS: u32 = 1024;
 const H2_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 8 << 20;
-/// How long accepting rests when the process has no descriptors left.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// The proxy. A clone is the same one.
 #[derive(Clone)]
@@ -88,6 +87,8 @@ pub struct Parts {
     pub links: Option<Links>,
     /// How many bytes of a body are kept for a second try.
     pub replay_limit: usize,
+    /// How long, how large and how many.
+    pub limits: Limits,
 }
 
 struct Inner {
@@ -99,13 +100,15 @@ struct Inner {
     pseudonym: headers::Pseudonym,
     /// Routed hosts whose tunnels failed, each told of once.
     failing: dashmap::DashSet<Authority>,
+    /// A place for each connection of an agent.
+    places: Arc<Semaphore>,
 }
 
 /// Where a request came in.
 #[derive(Clone)]
 enum Arrival {
-    /// On the proxy port.
-    Proxy,
+    /// At a listener.
+    Proxy(Arc<Entrance>),
     /// Inside a CONNECT that is answered here.
     Tunnel(Arc<Tunnel>),
 }
@@ -120,6 +123,7 @@ struct Tunnel {
 impl Proxy {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
+        let places = Arc::new(Semaphore::new(parts.limits.max_connections));
         let inner = Inner {
             door: Door::new(parts.agents.clone(), parts.user.clone()),
             missing: Missing::default(),
@@ -127,33 +131,38 @@ impl Proxy {
             budget: Budget::default(),
             pseudonym: headers::Pseudonym::random(),
             failing: dashmap::DashSet::new(),
+            places,
         };
         Self { inner: Arc::new(inner) }
     }
 
     /// Takes connections until the stop begins.
-    pub async fn serve(&self, listener: TcpListener) {
+    pub async fn serve(&self, mut listener: Listener, entrance: Entrance) {
+        let entrance = Arc::new(entrance);
         let stop = self.drain().started();
         let mut stop = pin!(stop);
         loop {
-            let accepted = tokio::select! {
+            let (agent, place) = tokio::select! {
                 () = &mut stop => return,
-                accepted = listener.accept() => accepted,
+                next = self.next(&mut listener) => next,
             };
-            match accepted {
-                Ok((agent, _)) => self.agent(agent),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
+            let (proxy, arrival) = (self.clone(), Arrival::Proxy(entrance.clone()));
+            let agent = Paced::new(agent, self.limits().write_timeout, place);
+            self.drain().spawn_until_forced(async move { proxy.serve_h1(agent, arrival).await });
         }
     }
 
-    fn agent(&self, agent: TcpStream) {
-        let _ = agent.set_nodelay(true);
-        let proxy = self.clone();
-        self.drain().spawn_until_forced(async move { proxy.serve_h1(agent, Arrival::Proxy).await });
+    /// The next connection, once there is a place for it.
+    async fn next(&self, listener: &mut Listener) -> (Connection, OwnedSemaphorePermit) {
+        let connection = listener.accept().await;
+        let places = &self.inner.places;
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return (connection, place);
+        }
+        let max_connections = self.limits().max_connections;
+        tracing::warn!(max_connections, listener = %listener.place(), "full: new connections wait until one ends");
+        let place = places.clone().acquire_owned().await;
+        (connection, place.expect("the places are never closed"))
     }
 
     /// Reads HTTP/1 requests from a connection until it ends.
@@ -161,14 +170,15 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| self.clone().handle(request, arrival.clone()));
+        let (service, limits) = (service_fn(|request| self.clone().handle(request, arrival.clone())), self.limits());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEAD)
+            // From the end of one request to the end of the next one's head; a head that has begun has a limit of its own.
+            .header_read_timeout(limits.idle_timeout + limits.head_timeout)
+            .max_headers(limits.max_headers)
+            .max_buf_size(limits.max_head)
             .auto_date_header(false)
-            .serve_connection(TokioIo::new(wire::Strict::new(io)), service)
+            .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
             .with_upgrades();
         self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
     }
@@ -185,7 +195,7 @@ impl Proxy {
             .max_concurrent_streams(H2_STREAMS)
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEAD as u32)
+            .max_header_list_size(self.limits().max_head as u32)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
         self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
@@ -245,9 +255,9 @@ impl Proxy {
                 target::agrees(&request, &tunnel.origin.authority)?;
                 (tunnel.origin.clone(), tunnel.caller.clone())
             }
-            Arrival::Proxy => {
+            Arrival::Proxy(entrance) => {
                 let target = Target::of(&request)?;
-                let caller = self.inner.door.admit(request.headers()).await?;
+                let caller = self.inner.door.admit(&entrance, request.headers()).await?;
                 record.caller(&caller);
                 match target {
                     Target::Connect(authority) => return self.connect(request, authority, caller, record).await,
@@ -298,6 +308,10 @@ impl Proxy {
 
     fn drain(&self) -> &Drain {
         &self.parts().drain
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.parts().limits
     }
 }
 
@@ -355,7 +369,7 @@ impl Record {
         let authority = match arrival {
             Arrival::Tunnel(tunnel) => tunnel.origin.authority.to_string(),
             // Whatever stands before an `@` may be a password.
-            Arrival::Proxy => request.uri().authority().map_or("", |authority| authority.as_str()).to_owned(),
+            Arrival::Proxy(_) => request.uri().authority().map_or("", |authority| authority.as_str()).to_owned(),
         };
         let authority = authority.rsplit('@').next().unwrap_or_default().to_owned();
         Self {

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::host::{Authority, Host};
+use crate::limits::Limits;
 use crate::routes::UpstreamHttp;
 
 pub use calls::{CallError, Calls, Reply};
@@ -36,8 +37,8 @@ pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 /// Why the body of an answer broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a silent connection is left before it is asked whether somebody is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Where requests go. A clone shares the connections.
 #[derive(Clone)]
@@ -68,6 +69,8 @@ struct DialerInner {
     own: OnceLock<Vec<SocketAddr>>,
     any: Arc<ClientConfig>,
     h1: Arc<ClientConfig>,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
 }
 
 impl Dialer {
@@ -75,10 +78,17 @@ impl Dialer {
     ///
     /// # Errors
     /// When TLS cannot be set up, which means a broken build.
-    pub fn new(roots: &Roots, resolve: HashMap<Authority, SocketAddr>) -> Result<Self, RootsError> {
+    pub fn new(roots: &Roots, resolve: HashMap<Authority, SocketAddr>, limits: &Limits) -> Result<Self, RootsError> {
         let any = roots.client_config(&[b"h2", b"http/1.1"])?;
         let h1 = roots.client_config(&[b"http/1.1"])?;
-        let inner = DialerInner { resolve, own: OnceLock::new(), any: Arc::new(any), h1: Arc::new(h1) };
+        let inner = DialerInner {
+            resolve,
+            own: OnceLock::new(),
+            any: Arc::new(any),
+            h1: Arc::new(h1),
+            connect_timeout: limits.connect_timeout,
+            handshake_timeout: limits.upstream_handshake_timeout,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -90,10 +100,10 @@ impl Dialer {
     /// Opens a TCP connection.
     ///
     /// # Errors
-    /// No address, no connection within 10 s, or our own listener at the other end.
+    /// No address, no connection in time, or our own listener at the other end.
     pub async fn tcp(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
         let stream = match self.inner.resolve.get(to) {
-            Some(address) => within(CONNECT_TIMEOUT, TcpStream::connect(address)).await?,
+            Some(address) => within(self.inner.connect_timeout, TcpStream::connect(address)).await?,
             None => self.resolved(to).await?,
         };
         let peer = stream.peer_addr().map_err(|error| UpstreamError::connect(&error))?;
@@ -107,12 +117,14 @@ impl Dialer {
 
     async fn resolved(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
         let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_keepalive(Some(Duration::from_secs(60)));
+        let limit = self.inner.connect_timeout;
+        connector.set_connect_timeout(Some(limit));
+        connector.set_keepalive(Some(KEEP_ALIVE));
         let uri = format!("http://{to}").parse().map_err(|_| UpstreamError::Resolve)?;
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT * 2, connector.call(uri));
-        let stream = stream.await.map_err(|_| UpstreamError::ConnectTimeout)?;
-        stream.map(TokioIo::into_inner).map_err(|error| UpstreamError::from_connector(&error))
+        // Name resolution has no limit of its own.
+        let stream = tokio::time::timeout(limit * 2, connector.call(uri));
+        let stream = stream.await.map_err(|_| UpstreamError::ConnectTimeout(limit))?;
+        stream.map(TokioIo::into_inner).map_err(|error| UpstreamError::from_connector(&error, limit))
     }
 
     /// Opens a TLS connection, verified for the authority's own name.
@@ -134,7 +146,8 @@ impl Dialer {
             Host::Ip(ip) => ServerName::from(*ip),
         };
         let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
-        let stream = tokio::time::timeout(TLS_TIMEOUT, handshake).await.map_err(|_| UpstreamError::TlsTimeout)?;
+        let limit = self.inner.handshake_timeout;
+        let stream = tokio::time::timeout(limit, handshake).await.map_err(|_| UpstreamError::TlsTimeout(limit))?;
         stream.map_err(|error| UpstreamError::tls(&error))
     }
 }
@@ -191,12 +204,12 @@ pub enum UpstreamError {
     /// Nobody listens, or the network refuses.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// Nobody answered in 10 s.
-    #[error("no connection within {} s", CONNECT_TIMEOUT.as_secs())]
-    ConnectTimeout,
-    /// The handshake took more than 10 s.
-    #[error("no TLS handshake within {} s", TLS_TIMEOUT.as_secs())]
-    TlsTimeout,
+    /// Nobody answered within this time.
+    #[error("no connection within {} s", .0.as_secs_f32())]
+    ConnectTimeout(Duration),
+    /// The handshake took longer than this.
+    #[error("no TLS handshake within {} s", .0.as_secs_f32())]
+    TlsTimeout(Duration),
     /// Its certificate does not prove its name.
     #[error("the upstream's certificate is not valid for it: {0}")]
     Certificate(String),
@@ -231,7 +244,7 @@ impl UpstreamError {
         match self {
             UpstreamError::Resolve => "dns_error",
             UpstreamError::Connect(_) => "connection_refused",
-            UpstreamError::ConnectTimeout | UpstreamError::TlsTimeout => "connection_timeout",
+            UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_) => "connection_timeout",
             UpstreamError::Certificate(_) => "tls_certificate_error",
             UpstreamError::Tls(_) => "tls_protocol_error",
             UpstreamError::Loop => "proxy_loop_detected",
@@ -245,12 +258,12 @@ impl UpstreamError {
         UpstreamError::Connect(error.kind().to_string())
     }
 
-    fn from_connector(error: &(dyn std::error::Error + 'static)) -> Self {
+    fn from_connector(error: &(dyn std::error::Error + 'static), limit: Duration) -> Self {
         if error.to_string().contains("dns") {
             return UpstreamError::Resolve;
         }
         match causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last() {
-            Some(io) if io.kind() == std::io::ErrorKind::TimedOut => UpstreamError::ConnectTimeout,
+            Some(io) if io.kind() == std::io::ErrorKind::TimedOut => UpstreamError::ConnectTimeout(limit),
             Some(io) => UpstreamError::connect(io),
             None => UpstreamError::Connect(error.to_string()),
         }
@@ -308,7 +321,7 @@ fn leads_to(own: &SocketAddr, peer: SocketAddr, local: SocketAddr) -> bool {
 }
 
 async fn within<T>(limit: Duration, connect: impl Future<Output = std::io::Result<T>>) -> Result<T, UpstreamError> {
-    let done = tokio::time::timeout(limit, connect).await.map_err(|_| UpstreamError::ConnectTimeout)?;
+    let done = tokio::time::timeout(limit, connect).await.map_err(|_| UpstreamError::ConnectTimeout(limit))?;
     done.map_err(|error| UpstreamError::connect(&error))
 }
 

@@ -26,12 +26,12 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::drain::Drain;
 use crate::host::Authority;
+use crate::listen::Listener;
 use crate::oauth::pkce;
 use crate::secret::Secret;
 
@@ -41,10 +41,7 @@ pub const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-s
 const COOKIE_NAME: &str = "sidebearer_browser";
 /// Over TLS: a name that no neighbouring host can set (RFC 6265bis section 4.1.3.2).
 const HOST_COOKIE_NAME: &str = "__Host-sidebearer_browser";
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const LARGEST_BODY: usize = 64 << 10;
-/// How long accepting rests when the process has no descriptors left.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// How long a wrong token takes, so that guessing is slow, and how many may be waiting for it.
 const WRONG: Duration = Duration::from_secs(1);
 const WRONG_AT_ONCE: usize = 32;
@@ -347,27 +344,19 @@ fn authority(url: &Url) -> Option<Authority> {
 }
 
 /// Takes connections until the stop begins, and lets what is under way on them finish.
-pub async fn serve(listener: TcpListener, router: Router, drain: Drain) {
+pub async fn serve(mut listener: Listener, router: Router, drain: Drain, head_timeout: Duration) {
     let mut stop = pin!(drain.started());
     loop {
-        let accepted = tokio::select! {
+        let stream = tokio::select! {
             () = &mut stop => return,
             accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
         };
         let (router, started) = (router.clone(), drain.started());
         drain.spawn_until_forced(async move {
             let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
+                .header_read_timeout(head_timeout)
                 .serve_connection(TokioIo::new(stream), service);
             let mut connection = pin!(connection);
             let ended = tokio::select! {

@@ -16,6 +16,7 @@ use url::form_urlencoded::Serializer;
 use super::live::Moment;
 use super::{Admin, subject, told};
 use crate::connections::{Connection, spoken};
+use crate::listen::Place;
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::Grant;
 use crate::tokens::Revocation;
@@ -100,7 +101,7 @@ async fn dashboard(State(admin): State<Admin>, Query(arrival): Query<Arrival>, h
     let page = Dashboard {
         csrf: browser.csrf(),
         version: env!("CARGO_PKG_VERSION"),
-        proxy: admin.parts().proxy.to_string(),
+        proxy: admin.parts().proxies.iter().map(Place::to_string).collect::<Vec<_>>().join(", "),
         rows: connections.iter().map(|connection| Row::of(connection, now)).collect(),
         choices: choices.map(|p| Choice { name: p.name.to_string(), title: p.title.clone() }).collect(),
         waiting: waiting(&admin, now),

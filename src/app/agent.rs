@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::ca::files::{CaFiles, TRUSTSTORE_PASSWORD};
 use crate::config::{self, Settings};
+use crate::listen::Place;
 use crate::oauth::Provider;
 use crate::routes::{Action, Routes};
 use crate::secret::{PLACEHOLDER, Secret};
@@ -83,7 +84,8 @@ pub fn name(variables: &mut [Variable], proxy: SocketAddr, user: &str, secret: &
 
 /// The variables as an operator copies them: from nobody's environment, and with a secret to be filled in where agents
 /// have them.
-pub fn shown(settings: &Settings, proxy: SocketAddr, files: &CaFiles) -> Vec<Variable> {
+pub fn shown(settings: &Settings, places: &[Place], files: &CaFiles) -> Vec<Variable> {
+    let Some(proxy) = places.iter().find_map(Place::address) else { return Vec::new() };
     let mut all = variables(proxy, files, &|_| None);
     if !settings.agents.is_empty() {
         name(&mut all, proxy, "USER", &Secret::new("SECRET"));

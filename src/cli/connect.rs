@@ -11,7 +11,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use indicatif::ProgressBar;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -22,7 +21,9 @@ use crate::connections::spoken;
 use crate::consent::pages::Outcome;
 use crate::consent::{Consent, ConsentError, Finished, Plan};
 use crate::drain::Drain;
+use crate::limits::Limits;
 use crate::links::Invitation;
+use crate::listen::{Listener, Place};
 use crate::names::{ProviderName, UserName};
 use crate::oauth::{Grant, Provider};
 use crate::web;
@@ -100,7 +101,7 @@ async fn in_a_browser(consent: &Consent, plan: &Plan, open_it: bool, drain: &Dra
             get(|| async { ([(header::CONTENT_TYPE, "text/css")], include_str!("../pages/style.css")) }),
         )
         .with_state(desk.clone());
-    tokio::spawn(web::serve(listener, router, drain.clone()));
+    tokio::spawn(web::serve(listener, router, drain.clone(), Limits::default().head_timeout));
 
     let opened = open_it && open::that_detached(started.url.as_str()).is_ok();
     anstream::eprintln!("open {}", started.url);
@@ -126,7 +127,7 @@ async fn in_a_browser(consent: &Consent, plan: &Plan, open_it: bool, drain: &Dra
 }
 
 /// A listener for the redirect, and its URI.
-async fn listen(plan: &Plan) -> Result<(TcpListener, String), CliError> {
+async fn listen(plan: &Plan) -> Result<(Listener, String), CliError> {
     let wanted = plan.provider.consent.redirect_uri.as_ref();
     let port = match wanted {
         None => 0,
@@ -143,9 +144,9 @@ async fn listen(plan: &Plan) -> Result<(TcpListener, String), CliError> {
         };
         CliError::failed(format!("cannot listen on 127.0.0.1:{port}: {error}"), hint)
     };
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.map_err(cannot)?;
-    let bound = listener.local_addr().map_err(cannot)?;
-    let redirect_uri = wanted.map_or_else(|| format!("http://{bound}/callback"), Url::to_string);
+    let place = Place::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let listener = Listener::bind(&place).await.map_err(cannot)?;
+    let redirect_uri = wanted.map_or_else(|| format!("http://{}/callback", listener.place()), Url::to_string);
     Ok((listener, redirect_uri))
 }
 

@@ -5,6 +5,7 @@ mod servers;
 
 use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use base64::Engine;
@@ -41,13 +42,14 @@ pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
     let authority = Authority::Fresh(folder.path().join("ca"));
     let app = app::build(&settings, Options { user: UserName::default(), authority, clock: Clock::system() }).await?;
     let inherited = |name: &str| std::env::var(name).ok();
-    let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
+    let proxy = app.address().expect("the demo listens at an address");
+    let mut variables = agent::variables(proxy, &app.ca_files, &inherited);
     variables.extend(agent::files(folder.path(), &app.ca_files.bundle, &inherited).map_err(cannot)?);
     variables.push(("SIDEBEARER_DEMO_URL".to_owned(), format!("https://{API}/me")));
 
     // Before anything is said: a signal that nobody listens for would leave the folder behind.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let story = Story::new(&servers, &app)?;
+    let story = Story::new(&servers, &app, proxy)?;
     let (ended, stop) = oneshot::channel::<()>();
     let sidecar = tokio::spawn(app.run(async {
         let _ = stop.await;
@@ -133,9 +135,9 @@ struct Story {
 }
 
 impl Story {
-    fn new(servers: &Servers, app: &App) -> Result<Self, CliError> {
+    fn new(servers: &Servers, app: &App, proxy: SocketAddr) -> Result<Self, CliError> {
         let trusting = |pem: &[u8]| Ok::<_, reqwest::Error>(vec![Certificate::from_pem(pem)?]);
-        let proxy = format!("http://{}", app.address);
+        let proxy = format!("http://{proxy}");
         let direct = trusting(servers.root_pem().as_bytes()).and_then(|roots| {
             Client::builder().tls_certs_only(roots).resolve(API, servers.address()).no_proxy().build()
         });

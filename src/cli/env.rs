@@ -1,5 +1,6 @@
 //! `sidebearer env`: the variables that bring an agent under the running sidecar.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -41,21 +42,38 @@ pub(super) struct Options {
 pub(super) fn env(settings: &Settings, options: &Options) -> Result<u8, CliError> {
     let folder = std::path::absolute(&settings.ca_path).unwrap_or_else(|_| settings.ca_path.clone());
     let files = CaFiles::within(&folder);
-    if settings.listen.port() == 0 {
-        return Err(CliError::failed(
-            "`listen` has port 0, so nobody knows the port in advance",
-            "give `listen` a port",
-        ));
-    }
+    let (proxy, for_them) = listener(settings, &options.user)?;
     if !Path::new(&files.ca).exists() {
         anstream::eprintln!("note: {} is not there yet; `sidebearer run` writes it at its start", files.ca.display());
     }
-    let mut variables = agent::variables(settings.listen, &files, &|name| std::env::var(name).ok());
-    if let Some(agent) = chosen(settings, options.agent.as_deref())? {
-        agent::name(&mut variables, settings.listen, options.user.as_str(), &agent.secret);
+    let mut variables = agent::variables(proxy, &files, &|name| std::env::var(name).ok());
+    // Where the listener itself says for whom, no secret is needed, and none is shown.
+    if !for_them && let Some(agent) = chosen(settings, options.agent.as_deref())? {
+        agent::name(&mut variables, proxy, options.user.as_str(), &agent.secret);
     }
     anstream::println!("{}", written(&variables, options.shell));
     Ok(0)
+}
+
+/// The address for an agent that acts for this user, and whether it is there for them alone.
+fn listener(settings: &Settings, user: &UserName) -> Result<(SocketAddr, bool), CliError> {
+    let at = |wanted: Option<&UserName>| {
+        let mut listeners = settings.listen.iter().filter(|(_, entrance)| entrance.user.as_ref() == wanted);
+        listeners.find_map(|(place, _)| place.address())
+    };
+    let (address, for_them) = match (at(Some(user)), at(None)) {
+        (Some(address), _) => (address, true),
+        (None, Some(address)) => (address, false),
+        (None, None) => {
+            let what = format!("no listener has an address for `{user}`: variables cannot name a Unix socket");
+            return Err(CliError::failed(what, "add an address to `listen`, as `127.0.0.1:3128`"));
+        }
+    };
+    if address.port() == 0 {
+        let what = "`listen` has port 0, so nobody knows the port in advance";
+        return Err(CliError::failed(what, "give `listen` a port"));
+    }
+    Ok((address, for_them))
 }
 
 /// The agent whose variables are wanted; none where agents have no names.

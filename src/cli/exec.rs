@@ -1,14 +1,19 @@
 //! `sidebearer exec -- CMD`: a command behind a sidecar of its own.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::CliError;
 use crate::app::agent;
 use crate::app::{self, Authority, Options, child};
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::listen::Place;
 use crate::names::UserName;
+use crate::proxy::caller::Entrance;
+
+/// A port of this machine that nobody else has.
+const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Runs a command with the variables that bring it under the proxy, and gives its exit code.
 pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString]) -> Result<u8, CliError> {
@@ -23,7 +28,7 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
     let app = app::build(&settings, Options { user, authority, clock: Clock::system() }).await?;
 
     let inherited = |name: &str| std::env::var(name).ok();
-    let mut variables = agent::variables(app.address, &app.ca_files, &inherited);
+    let mut variables = agent::variables(app.address().expect("it listens at an address"), &app.ca_files, &inherited);
     variables.extend(agent::placeholders(&settings, &inherited));
     variables.extend(agent::files(folder.path(), &app.ca_files.bundle, &inherited).map_err(cannot)?);
 
@@ -41,7 +46,7 @@ pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString
 /// As one command needs it: on free ports of this machine, and for whoever has started it. Its pages are there for the
 /// links that a missing grant brings.
 fn private(settings: Settings) -> Settings {
-    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let admin = settings.admin.map(|_| free);
-    Settings { listen: free, admin, admin_token: None, public_url: None, agents: Vec::new(), ..settings }
+    let listen = vec![(Place::Tcp(FREE), Entrance::default())];
+    let admin = settings.admin.map(|_| FREE);
+    Settings { listen, admin, admin_token: None, public_url: None, agents: Vec::new(), ..settings }
 }

@@ -14,9 +14,10 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = app::build(settings, options).await?;
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let (address, ca) = (app.address, app.ca_files.ca.display().to_string());
+    let address = app.places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let ca = app.ca_files.ca.display().to_string();
     let admin = app.admin.map(|admin| admin.to_string());
-    tracing::info!(%address, admin, ca, routes = settings.routes.len(), "listening");
+    tracing::info!(address, admin, ca, routes = settings.routes.len(), "listening");
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -1,6 +1,7 @@
 //! Turns what was decoded into domain types, and finds the mistakes that need more than one value to see.
 
 mod admin;
+mod listen;
 mod provider;
 mod route;
 
@@ -38,7 +39,7 @@ impl Check<'_> {
         let hosts = hosts(&file.providers);
         let agents = self.agents(&top, file.agents);
         Settings {
-            listen: self.listen(&top.key("listen"), file.listen, top.key("agents").is_given()),
+            listen: self.listen(&top, file.listen, &agents),
             admin: self.admin(&top, &file.admin, &file.admin_token),
             admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
             public_url: self.public_url(&top.key("public_url"), file.public_url),
@@ -47,6 +48,7 @@ impl Check<'_> {
             extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
             resolve: self.resolve(&top.key("resolve"), file.resolve),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
+            limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
             ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path),
             key_path: self.key_path(&top.key("store"), &store_keys),
@@ -65,18 +67,6 @@ impl Check<'_> {
 
     fn refuse(&mut self, spot: &Spot<'_>, what: impl Into<String>, hint: impl Into<String>) {
         self.mistakes.push(self.document.mistake(spot, what, Some(hint.into())));
-    }
-
-    fn listen(&mut self, spot: &Spot<'_>, listen: Option<Parsed<SocketAddr>>, has_agents: bool) -> SocketAddr {
-        let Some(Parsed(listen)) = listen else { return SocketAddr::from(([127, 0, 0, 1], 3128)) };
-        if !has_agents && !listen.ip().to_canonical().is_loopback() {
-            let hint = format!(
-                "they could use your accounts; write `127.0.0.1:{}`, or say with `agents` who may",
-                listen.port()
-            );
-            self.refuse(spot, "other machines could reach this address", hint);
-        }
-        listen
     }
 
     fn resolve(

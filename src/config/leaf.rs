@@ -109,6 +109,68 @@ impl<T: Leaf> Visitor<'_> for Read<T> {
     }
 }
 
+/// Where a listener is.
+#[derive(Debug, Clone)]
+pub(super) enum ListenPlace {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(FilePath),
+}
+
+impl Leaf for ListenPlace {
+    const EXPECTED: &'static str =
+        "an address and a port, as in `127.0.0.1:3128`, or a socket, as in `unix:/run/sidebearer.sock`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') || path.starts_with("~/") => FilePath::parse(path).map(Self::Unix),
+            Some(_) => because("the path of a socket begins with `/` or `~/`", None),
+            None => SocketAddr::parse(text).map(Self::Tcp),
+        }
+    }
+}
+
+/// Who may use a file, as `chmod` has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileMode(pub u32);
+
+impl Leaf for FileMode {
+    const EXPECTED: &'static str = "a file's mode in quotes, as in `\"0660\"`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(Wrong::Shape),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^0?[0-7]{3}$|\$\{" })
+    }
+}
+
+/// A number of things, at least one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count(pub usize);
+
+impl Leaf for Count {
+    const EXPECTED: &'static str = "a whole number from 1 on";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        text.parse().ok().filter(|count| *count > 0).map(Self).ok_or(Wrong::Shape)
+    }
+
+    fn from_number(number: u64) -> Option<Result<Self, Wrong>> {
+        Some(usize::try_from(number).ok().filter(|count| *count > 0).map(Self).ok_or(Wrong::Shape))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": ["string", "integer"], "pattern": r"^[0-9]+$|\$\{", "minimum": 1 })
+    }
+}
+
 impl Leaf for SocketAddr {
     const EXPECTED: &'static str = "an address and a port, as in `127.0.0.1:3128`";
 

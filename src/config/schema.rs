@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
-    AdminAddress, FilePath, IssuerUrl, Parameter, Parsed, ProviderUrl, Resource, RouteHost, Scope, Size, Status,
-    StoreKey, Text, Variable, Word,
+    AdminAddress, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl, Resource,
+    RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
@@ -28,8 +28,8 @@ use crate::secret::Secret;
 #[serde(deny_unknown_fields, expecting = "a mapping")]
 #[schemars(title = "proxy.yaml")]
 pub(super) struct File {
-    /// Where agents reach the proxy; `127.0.0.1:3128` when left out.
-    pub listen: Option<Parsed<SocketAddr>>,
+    /// Where agents reach the proxy, or a list of such places; `127.0.0.1:3128` when left out.
+    pub listen: Option<OneOrMore<Listener>>,
     /// Where people and their browsers reach the dashboard, consent and the admin API, or `off`; `127.0.0.1:3129` when
     /// left out.
     pub admin: Option<Parsed<AdminAddress>>,
@@ -47,6 +47,8 @@ pub(super) struct File {
     pub resolve: Option<Entries<Parsed<SocketAddr>>>,
     /// How long live requests may go on after SIGTERM; `20s` when left out.
     pub drain: Option<Parsed<Duration>>,
+    /// How long, how large and how many anything may be.
+    pub limits: Option<Limits>,
     /// The longest request body that can be sent a second time after a 401; `1MiB` when left out.
     pub replay_limit: Option<Parsed<Size>>,
     /// The local certificate authority.
@@ -59,6 +61,88 @@ pub(super) struct File {
     pub unmatched: Option<Unmatched>,
     /// Where grants are kept, sealed.
     pub store: Option<Store>,
+}
+
+/// A place where agents reach the proxy: an address, or a mapping that also says who comes in there.
+#[derive(Debug)]
+pub(super) struct Listener(pub ListenerKeys);
+
+/// A place where agents reach the proxy, and who comes in there.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct ListenerKeys {
+    /// An address and a port, or `unix:` and the path of a socket.
+    #[schemars(required)]
+    pub address: Option<Parsed<ListenPlace>>,
+    /// For whom its callers act, without credentials.
+    pub user: Option<Parsed<Text>>,
+    /// Which of `agents` they are.
+    pub agent: Option<Parsed<Text>>,
+    /// Who may connect to a Unix socket, as a file's mode; `"0600"` when left out.
+    pub mode: Option<Parsed<FileMode>>,
+}
+
+impl<'de> Deserialize<'de> for Listener {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        value.deserialize_any(ReadListener).map(Self)
+    }
+}
+
+struct ReadListener;
+
+impl<'de> Visitor<'de> for ReadListener {
+    type Value = ListenerKeys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, or a mapping with an `address`", ListenPlace::EXPECTED)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ListenerKeys, E> {
+        let address = Parsed::deserialize(value::StrDeserializer::new(text))?;
+        Ok(ListenerKeys { address: Some(address), ..ListenerKeys::default() })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ListenerKeys, A::Error> {
+        ListenerKeys::deserialize(value::MapAccessDeserializer::new(map))
+    }
+}
+
+impl JsonSchema for Listener {
+    fn schema_name() -> Cow<'static, str> {
+        "Listener".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (address, keys) =
+            (Parsed::<ListenPlace>::json_schema(generator), generator.subschema_for::<ListenerKeys>());
+        json_schema!({ "anyOf": [address, keys] })
+    }
+}
+
+/// How long, how large and how many anything may be.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct Limits {
+    /// How long a request's head may take, from its first byte; `30s` when left out.
+    pub head_timeout: Option<Parsed<Duration>>,
+    /// How long an agent's HTTP/1 connection may be open with no request on it; `5m` when left out.
+    pub idle_timeout: Option<Parsed<Duration>>,
+    /// How long an agent may pause within a body of a length that it has named; `5m` when left out.
+    pub body_timeout: Option<Parsed<Duration>>,
+    /// How long an agent may take nothing of what is there for it; `5m` when left out.
+    pub write_timeout: Option<Parsed<Duration>>,
+    /// How long an agent's TLS handshake may take; `10s` when left out.
+    pub handshake_timeout: Option<Parsed<Duration>>,
+    /// How long a connection to an upstream may take; `10s` when left out.
+    pub connect_timeout: Option<Parsed<Duration>>,
+    /// How long an upstream's TLS handshake may take; `10s` when left out.
+    pub upstream_handshake_timeout: Option<Parsed<Duration>>,
+    /// The largest head of a request; `256KiB` when left out.
+    pub max_head: Option<Parsed<Size>>,
+    /// The most fields in a head; `256` when left out.
+    pub max_headers: Option<Parsed<Count>>,
+    /// The most connections of agents at once, further ones wait; `10000` when left out.
+    pub max_connections: Option<Parsed<Count>>,
 }
 
 /// An agent that may use the proxy.
@@ -373,6 +457,14 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ReadOneOrMore<T> {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<T>, E> {
         T::deserialize(value::StrDeserializer::new(text)).map(|one| vec![one])
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Vec<T>, E> {
+        T::deserialize(value::U64Deserializer::new(number)).map(|one| vec![one])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+        T::deserialize(value::MapAccessDeserializer::new(map)).map(|one| vec![one])
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Vec<T>, A::Error> {

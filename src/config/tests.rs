@@ -1,5 +1,7 @@
 //! What a file may say, and what is said of its mistakes.
 
+mod listen;
+
 use super::*;
 use crate::oauth::{ClientAuth, Endpoints, Grant};
 use crate::routes::{Action, Retry, UpstreamHttp};
@@ -130,7 +132,7 @@ unmatched: deny
 store: { path: /store, keys: ['${KEY}'] }
 ";
     let settings = settings(text);
-    assert_eq!(settings.listen.to_string(), "[::1]:0");
+    assert_eq!(listen::shown(&settings), ["[::1]:0"]);
     assert_eq!(settings.extra_ca_files, [Path::new("/home/ada/root.pem"), Path::new("company.pem")]);
     let api = Authority::parse("api.test:443", None).unwrap();
     assert_eq!(settings.resolve[&api].to_string(), "127.0.0.1:8443");
@@ -166,7 +168,8 @@ store: { path: /store, keys: ['${KEY}'] }
 #[test]
 fn what_is_left_out_has_a_default() {
     let settings = settings("");
-    assert_eq!(settings.listen.to_string(), "127.0.0.1:3128");
+    assert_eq!(listen::shown(&settings), ["127.0.0.1:3128"]);
+    assert_eq!(settings.limits, Limits::default());
     assert_eq!((settings.drain, settings.replay_limit), (Duration::from_secs(20), 1 << 20));
     assert_eq!(settings.store_path, Path::new("/home/ada/.local/share/sidebearer"));
     assert_eq!(settings.ca_path, Path::new("/home/ada/.local/share/sidebearer/ca"));

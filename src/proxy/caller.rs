@@ -43,12 +43,22 @@ pub enum Users {
 }
 
 impl Users {
-    fn allow(&self, user: &UserName) -> bool {
+    /// Whether this is one of them.
+    pub fn allow(&self, user: &UserName) -> bool {
         match self {
             Users::All => true,
             Users::These(these) => these.contains(user),
         }
     }
+}
+
+/// Who comes in at a listener, where it is the listener that says so.
+#[derive(Debug, Clone, Default)]
+pub struct Entrance {
+    /// For whom its callers act, with no credentials.
+    pub user: Option<UserName>,
+    /// Which agent they are.
+    pub agent: Option<Arc<Agent>>,
 }
 
 /// Who sends a request, and for whom.
@@ -101,7 +111,10 @@ impl Door {
     ///
     /// # Errors
     /// 407 without credentials that are right, and 403 for a user that the agent may not act for.
-    pub async fn admit(&self, headers: &HeaderMap) -> Result<Caller, Reject> {
+    pub async fn admit(&self, entrance: &Entrance, headers: &HeaderMap) -> Result<Caller, Reject> {
+        if let Some(user) = &entrance.user {
+            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone() });
+        }
         if self.agents.is_empty() {
             return Ok(Caller { user: self.user.clone(), agent: None });
         }
@@ -188,7 +201,7 @@ mod tests {
     async fn come(door: &Door, value: Option<&str>) -> Result<Caller, &'static str> {
         let mut headers = HeaderMap::new();
         headers.extend(value.map(|value| (PROXY_AUTHORIZATION, HeaderValue::try_from(value).unwrap())));
-        door.admit(&headers).await.map_err(|reject| reject.code())
+        door.admit(&Entrance::default(), &headers).await.map_err(|reject| reject.code())
     }
 
     fn basic(pair: &str) -> String {

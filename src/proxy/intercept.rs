@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,7 +15,6 @@ use super::{Arrival, Proxy, Tunnel};
 use crate::host::{Authority, Host};
 use crate::upstream::Origin;
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// At most so many hosts are told of.
 const TOLD: usize = 1024;
 
@@ -60,12 +58,13 @@ where
         }
     };
     let handshake = proxy.parts().ca.accept(name, agent, proxy.parts().clock.now().wall);
-    let agent = match tokio::time::timeout(HANDSHAKE, handshake).await {
+    let limit = proxy.limits().handshake_timeout;
+    let agent = match tokio::time::timeout(limit, handshake).await {
         Ok(Ok(agent)) => agent,
         // Opened for later use, and closed unused.
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         Ok(Err(error)) => return Err(error),
-        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake within 10 s")),
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long")),
     };
     match agent.get_ref().1.alpn_protocol() {
         Some(b"h2") => proxy.serve_h2(agent, arrival).await,

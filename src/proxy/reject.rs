@@ -129,7 +129,9 @@ impl Reject {
             Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Reject::Upstream(UpstreamError::ConnectTimeout | UpstreamError::TlsTimeout) => StatusCode::GATEWAY_TIMEOUT,
+            Reject::Upstream(UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_)) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Reject::Upstream(_) | Reject::Unasked | Reject::NoWebSocket(_) => StatusCode::BAD_GATEWAY,
         }
     }

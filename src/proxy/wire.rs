@@ -6,9 +6,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::limits::Limits;
 
 /// As much of a line as is looked at; the fields that matter are short.
 const LINE: usize = 128;
@@ -17,16 +21,44 @@ const FRAMING: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
 /// No parser takes this for a head.
 const POISON: &[u8] = b"\0\r\n\r\n";
 
-/// A connection whose requests are framed in one way only.
+/// A connection whose requests are framed in one way only, and do not dawdle.
 pub(super) struct Strict<IO> {
     io: IO,
     framing: Framing,
     poisoned: bool,
+    head_timeout: Duration,
+    body_timeout: Duration,
+    /// What is waited for, and until when.
+    deadline: Option<(Awaited, Pin<Box<Sleep>>)>,
 }
 
 impl<IO> Strict<IO> {
-    pub(super) fn new(io: IO) -> Self {
-        Self { io, framing: Framing::default(), poisoned: false }
+    pub(super) fn new(io: IO, limits: &Limits) -> Self {
+        Self {
+            io,
+            framing: Framing::default(),
+            poisoned: false,
+            head_timeout: limits.head_timeout,
+            body_timeout: limits.body_timeout,
+            deadline: None,
+        }
+    }
+
+    /// Bytes have come. Those of a head do not give it more time.
+    fn came(&mut self) {
+        let awaited = self.framing.awaited();
+        self.deadline.take_if(|(before, _)| Some(*before) != awaited || *before == Awaited::Body);
+    }
+
+    /// No bytes are there: waits for them no longer than it may.
+    fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(awaited) = self.framing.awaited() else { return Poll::Pending };
+        let limit = match awaited {
+            Awaited::Head => self.head_timeout,
+            Awaited::Body => self.body_timeout,
+        };
+        let (_, deadline) = self.deadline.get_or_insert_with(|| (awaited, Box::pin(tokio::time::sleep(limit))));
+        deadline.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, awaited.overdue())))
     }
 }
 
@@ -36,13 +68,17 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        match Pin::new(&mut self.io).poll_read(cx, buffer) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => return self.waits(cx),
+        }
         let read = buffer.filled().len() - before;
         if self.framing.follow(&buffer.filled()[before..]).is_err() {
             self.poisoned = true;
             buffer.set_filled(before);
             buffer.put_slice(&POISON[..POISON.len().min(read)]);
         }
+        self.came();
         Poll::Ready(Ok(()))
     }
 }
@@ -100,6 +136,23 @@ pub(super) enum Place {
     Raw,
 }
 
+/// What an agent has begun to send, and must go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Head,
+    /// Of a length that it has named.
+    Body,
+}
+
+impl Awaited {
+    fn overdue(self) -> &'static str {
+        match self {
+            Awaited::Head => "the request's head took too long",
+            Awaited::Body => "the request's body stopped coming",
+        }
+    }
+}
+
 /// A line so far: its beginning, and how it ends.
 #[derive(Default)]
 struct Line {
@@ -119,6 +172,15 @@ pub(super) struct Head {
 }
 
 impl Framing {
+    fn awaited(&self) -> Option<Awaited> {
+        match self.place {
+            Place::Head if self.head.lines > 0 || self.line.length > 0 => Some(Awaited::Head),
+            Place::Trailer => Some(Awaited::Head),
+            Place::Length(_) => Some(Awaited::Body),
+            Place::Head | Place::ChunkSize | Place::Chunk(_) | Place::Raw => None,
+        }
+    }
+
     pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Ambiguous> {
         while !bytes.is_empty() {
             match self.place {
@@ -238,6 +300,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, Ambiguous> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn follow(stream: &[u8], step: usize) -> Result<(), Ambiguous> {
@@ -286,6 +350,61 @@ mod tests {
                 assert_eq!(follow(stream, step), Err(Ambiguous), "{} by {step}", stream.escape_ascii());
             }
         }
+    }
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Reads what an agent sends, each piece this long after the one before, and says when and why that ended.
+    async fn reads(pieces: &[&[u8]], pause: Duration) -> (Duration, Option<io::ErrorKind>) {
+        let limits = Limits { head_timeout: LIMIT, body_timeout: LIMIT, ..Limits::default() };
+        let (mut agent, here) = tokio::io::duplex(1 << 16);
+        let mut here = Strict::new(here, &limits);
+        let (began, mut read) = (tokio::time::Instant::now(), [0; 1024]);
+        let sends = async {
+            for piece in pieces {
+                tokio::time::sleep(pause).await;
+                agent.write_all(piece).await.unwrap();
+            }
+            // And then it keeps the connection open.
+            tokio::time::sleep(LIMIT * 100).await;
+            drop(agent);
+        };
+        let reads = async {
+            loop {
+                match here.read(&mut read).await {
+                    Ok(0) => return None,
+                    Ok(_) => {}
+                    Err(error) => return Some(error.kind()),
+                }
+            }
+        };
+        tokio::pin!(sends);
+        let ended = tokio::select! {
+            ended = reads => ended,
+            () = &mut sends => None,
+        };
+        (began.elapsed(), ended)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_begun_must_go_on() {
+        // LST-016
+        let late = Some(io::ErrorKind::TimedOut);
+        let head: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\n";
+        let slowly: Vec<&[u8]> = head.chunks(1).collect();
+        let second = Duration::from_secs(1);
+        // A byte now and then does not make a head's time longer; the first byte begins it.
+        assert_eq!(reads(&slowly, second).await, (LIMIT + second, late));
+        assert_eq!(reads(&[head, b"Content-Length: 3\r\n"], second * 9).await, (LIMIT + second * 9, late));
+        let with_length = [head, b"Content-Length: 3\r\n\r\n", b"1", b"2"];
+        // A body may be as slow as it likes, but not stop.
+        assert_eq!(reads(&with_length, second * 5).await, (LIMIT + second * 20, late));
+        let through = Duration::from_secs(1000);
+        assert_eq!(reads(&[head, b"Content-Length: 1\r\n\r\n", b"1"], second * 9).await, (through + second * 27, None));
+        for stream in [&b"Transfer-Encoding: chunked\r\n\r\n1\r\n"[..], b"Upgrade: websocket\r\n\r\n", b"\r\n"] {
+            assert_eq!(reads(&[head, stream], second).await, (through + second * 2, None), "{}", stream.escape_ascii());
+        }
+        assert_eq!(reads(&[], second).await, (through, None), "that is for whoever reads requests to say");
     }
 
     proptest::proptest! {

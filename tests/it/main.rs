@@ -10,6 +10,7 @@ mod floors;
 mod framing;
 mod headers;
 mod http2;
+mod listen;
 mod missing;
 mod program;
 mod retry;

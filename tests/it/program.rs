@@ -1,5 +1,6 @@
 //! The command line: what is printed where, exit codes, and signals.
 
+use std::process::Stdio;
 use std::sync::Arc;
 
 use rustix::process::Signal;
@@ -231,6 +232,38 @@ async fn a_second_signal_stops_it_at_once() {
     sidecar.logs("a second signal stops at once").await;
     sidecar.gets(Signal::INT);
     assert_eq!(sidecar.ends().await, 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
+    // LST-016
+    let home = Home::with_provider();
+    let mut sidecar = Running::of(limited(&home, "-n 64"));
+    let line: serde_json::Value = serde_json::from_str(&sidecar.logs("\"listening\"").await).unwrap();
+    let address = line["address"].as_str().unwrap().to_owned();
+    let mut connections = Vec::new();
+    for _ in 0..100 {
+        connections.push(TcpStream::connect(&address).await.unwrap());
+    }
+    let said = sidecar.logs("cannot accept connections").await;
+    assert!(said.contains("raise the limit of open files"), "{said}");
+    drop(connections);
+    sidecar.logs("connections are accepted again").await;
+    tunnel(&address).await;
+    sidecar.gets(Signal::TERM);
+    assert_eq!(sidecar.ends().await, 0);
+}
+
+/// `run` under a limit of the shell's `ulimit`.
+fn limited(home: &Home, limit: &str) -> tokio::process::Command {
+    let mut shell = home.command([""; 0]);
+    let program = shell.as_std().get_program().to_owned();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", &format!("ulimit {limit}; exec \"$0\" run")]).arg(program);
+    command.current_dir(home.folder.path()).env_clear();
+    command.envs(shell.as_std_mut().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
 }
 
 #[tokio::test]

@@ -30,11 +30,12 @@ use sidebearer::clock::Clock;
 use sidebearer::config::{self, Settings};
 use sidebearer::drain::Drained;
 use sidebearer::events::{self, Event, TokenChange};
+use sidebearer::listen::Place;
 use sidebearer::names::{ProviderName, Subject, UserName};
 use sidebearer::secret::Secret;
 use sidebearer::store::{Row, Store};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
@@ -57,6 +58,7 @@ pub async fn soon<T>(what: impl Future<Output = T>) -> T {
 
 /// What is different in a world.
 pub struct Setup {
+    listen: String,
     top: String,
     provider: String,
     routes: String,
@@ -91,6 +93,8 @@ pub struct World {
     /// `plain.test`, an API without TLS.
     pub plain: Server,
     pub issued: Issued,
+    /// Where agents reach it.
+    pub places: Vec<Place>,
     pub proxy: SocketAddr,
     /// Where browsers and programs reach it.
     pub admin: SocketAddr,
@@ -114,6 +118,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             top: String::new(),
+            listen: "127.0.0.1:0".into(),
             provider: "client_credentials: {}".into(),
             routes: "  - host: api.test\n    provider: main\n".into(),
             api_alpn: vec!["h2", "http/1.1"],
@@ -137,6 +142,11 @@ impl Setup {
     pub fn top(mut self, lines: &str) -> Self {
         self.top.push_str(&format!("{lines}\n"));
         self
+    }
+
+    /// Where it listens, in the place of one free port; `FOLDER` is the world's own.
+    pub fn listen(self, places: &str) -> Self {
+        Self { listen: places.into(), ..self }
     }
 
     /// The routes, in the place of the one to `api.test`.
@@ -249,7 +259,7 @@ authorization_code:
             connect(&settings, user, &issued.grant_to(user, index + 1)).await;
         }
         let (user, clock) = (self.user.parse().unwrap(), Clock::stepped());
-        let Launched { proxy, admin, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, ca, roots, told, stop, running } =
             Launched::new(&settings, &folder, &user, &clock, &root.pem).await;
         World {
             api,
@@ -257,6 +267,7 @@ authorization_code:
             evil,
             plain,
             issued,
+            places,
             proxy,
             admin,
             ca,
@@ -288,9 +299,9 @@ authorization_code:
             resolve.push_str(&format!("  {authority}: {address}\n"));
         }
         let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
-        let more = &self.more_providers;
+        let (more, listen) = (&self.more_providers, self.listen.replace("FOLDER", &path.to_string()));
         format!(
-            "listen: 127.0.0.1:0
+            "listen: {listen}
 admin: 127.0.0.1:0
 extra_ca_files: ['{path}/root.pem']
 drain: 5s
@@ -339,6 +350,7 @@ pub fn secret_of(agent: &str) -> String {
 
 /// An app that runs, and what leads to it.
 struct Launched {
+    places: Vec<Place>,
     proxy: SocketAddr,
     admin: SocketAddr,
     ca: PathBuf,
@@ -354,13 +366,14 @@ impl Launched {
         let options = Options { user: user.clone(), authority, clock: clock.clone() };
         let app = app::build(settings, options).await.unwrap();
         let roots = Arc::new(roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), root]));
-        let (proxy, admin, ca) = (app.address, app.admin.unwrap(), app.ca_files.ca.clone());
+        let (places, proxy) = (app.places.clone(), app.address().unwrap());
+        let (admin, ca) = (app.admin.unwrap(), app.ca_files.ca.clone());
         let told = Told::by(app.events.watch());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(app.run(async {
             let _ = stopped.await;
         }));
-        Self { proxy, admin, ca, roots, told, stop, running }
+        Self { places, proxy, admin, ca, roots, told, stop, running }
     }
 }
 
@@ -427,17 +440,30 @@ impl World {
     pub async fn restarts(&mut self) {
         self.begins_to_stop();
         self.ends().await;
-        let Launched { proxy, admin, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, ca, roots, told, stop, running } =
             Launched::new(&self.settings, &self.folder, &self.user, &self.clock, &self.root).await;
-        (self.proxy, self.admin, self.ca, self.roots) = (proxy, admin, ca, roots);
+        (self.places, self.proxy, self.admin, self.ca, self.roots) = (places, proxy, admin, ca, roots);
         (self.told, self.stop, self.running) = (Mutex::new(told), Some(stop), Some(running));
     }
 
     /// A connection to the proxy's port.
     pub async fn connection(&self) -> Raw {
-        let stream = soon(TcpStream::connect(self.proxy)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Raw::new(stream, self.roots.clone(), self.heard.clone())
+        self.connection_at(&self.places[0]).await
+    }
+
+    /// A connection to one of its listeners.
+    pub async fn connection_at(&self, place: &Place) -> Raw {
+        match place {
+            Place::Tcp(address) => {
+                let stream = soon(TcpStream::connect(address)).await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                Raw::new(stream, self.roots.clone(), self.heard.clone())
+            }
+            Place::Unix { path, .. } => {
+                let stream = soon(UnixStream::connect(path)).await.unwrap();
+                Raw::new(stream, self.roots.clone(), self.heard.clone())
+            }
+        }
     }
 
     /// A connection on which CONNECT was answered with 200.

@@ -139,8 +139,12 @@ impl Running {
     }
 
     pub fn gets(&self, signal: Signal) {
-        let id = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).expect("it ended");
-        kill_process(id, signal).unwrap();
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        kill_process(id.unwrap(), signal).unwrap();
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it ended")
     }
 
     /// Its exit code, when it has ended.
