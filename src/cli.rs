@@ -23,6 +23,7 @@ use crate::app::AppError;
 use crate::config::{self, ConfigError, Settings};
 use crate::names::{ProviderName, UserName};
 use crate::oauth::Provider;
+use crate::process;
 use crate::telemetry::{self, LogFormat};
 
 /// What the environment does not say is what a stranger types first.
@@ -149,6 +150,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         _ => "warn",
     };
     telemetry::start(log, level);
+    process::prepare();
     let settings = || load(&config);
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run::run(&settings()?).await,

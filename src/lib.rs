@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`events`], [`telemetry`] |
+//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`events`], [`telemetry`] |
 //!
 //! One request:
 //!
@@ -42,6 +42,7 @@ pub mod links;
 pub mod listen;
 pub mod names;
 pub mod oauth;
+pub mod process;
 pub mod proxy;
 pub mod routes;
 pub mod secret;

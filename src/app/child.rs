@@ -11,6 +11,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 
 use super::AppError;
 use super::agent::Variable;
+use crate::process;
 
 /// Runs a command with more variables and without the `hidden` ones, passes signals on to it, and gives its exit code:
 /// 127 when there is no such program, 126 when it does not start, 128 and the signal's number when one ended it.
@@ -28,7 +29,7 @@ pub async fn run(command: &[OsString], variables: Vec<Variable>, hidden: &[Strin
     for name in hidden {
         command.env_remove(name);
     }
-    let child = match command.spawn() {
+    let child = match process::as_before(|| command.spawn()) {
         Ok(child) => child,
         Err(error) => {
             // As a shell tells the two apart.

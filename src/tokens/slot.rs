@@ -3,10 +3,12 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::refresh::Unsaved;
 use super::{Bearer, Cause, Flight, Key, TokenError};
@@ -390,8 +392,9 @@ impl Token {
 
 /// The value of `Authorization`, which hyper and h2 then neither print nor index.
 fn header(secret: &Secret) -> HeaderValue {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose()))
-        .unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
+    // Every copy of the value shares these bytes, and the last one wipes them.
+    let bytes = Bytes::from_owner(Zeroizing::new(format!("Bearer {}", secret.expose()).into_bytes()));
+    let mut value = HeaderValue::from_maybe_shared(bytes).unwrap_or_else(|_| HeaderValue::from_static("Bearer"));
     value.set_sensitive(true);
     value
 }

@@ -266,6 +266,35 @@ fn limited(home: &Home, limit: &str) -> tokio::process::Command {
     command
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_sidecar_takes_all_descriptors_and_leaves_no_core_and_its_command_is_as_without_it() {
+    // LEK-005
+    let home = Home::with_provider();
+    let mut sidecar = Running::of(limited(&home, "-Sn 70"));
+    sidecar.logs("\"listening\"").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.id())).unwrap();
+    let soft_and_hard = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[26..].split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(soft_and_hard("Max core file size")[0], "0");
+    let files = soft_and_hard("Max open files");
+    assert!(files[0] == files[1] && files[0] != "70", "{files:?}");
+
+    let asks = ["sh", "-c", "ulimit -Sn; ulimit -Sc"];
+    let without = ended(plain(&asks)).await.stdout;
+    let mut within = vec!["exec", "--"];
+    within.extend(asks);
+    assert_eq!(home.run(within).await.stdout, without);
+}
+
+fn plain(command: &[&str]) -> tokio::process::Command {
+    let mut plain = tokio::process::Command::new(command[0]);
+    plain.args(&command[1..]);
+    plain
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
