@@ -197,6 +197,14 @@ pub struct Target {
     pub resource: Vec<String>,
 }
 
+/// All scopes of both, sorted.
+pub fn union(some: &[String], others: &[String]) -> Vec<String> {
+    let mut all: Vec<String> = some.iter().chain(others).cloned().collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
 /// What a consent needs besides the target.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Consent {

@@ -14,7 +14,7 @@ use crate::secret::Secret;
 pub enum Ask<'a> {
     /// The client's own credentials (RFC 6749 section 4.4).
     ClientCredentials,
-    /// A refresh token (RFC 6749 section 6), and the scopes that were consented to besides the configured ones.
+    /// A refresh token (RFC 6749 section 6), and the scopes to ask for: none that was not granted.
     Refresh(&'a Secret, &'a [String]),
     /// The code that a user's consent has brought (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
     Code {
@@ -54,7 +54,7 @@ pub struct TokenRequest {
 
 /// Asks `provider` for a token at `token_endpoint`.
 ///
-/// A refresh names the scopes too, if there are any: several providers require it, and to name what was granted is
+/// A refresh names its scopes too, if there are any: several providers require it, and to name what was granted is
 /// always allowed (RFC 6749 section 6). The other two name them earlier, where the user is asked.
 pub fn request(provider: &Provider, token_endpoint: &Url, ask: Ask<'_>) -> TokenRequest {
     let scope = scopes(provider, ask).join(" ");
@@ -105,15 +105,9 @@ pub fn revocation(provider: &Provider, endpoint: &Url, token: &Secret, is_refres
 const DEVICE_CODE: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
 fn scopes<'a>(provider: &'a Provider, ask: Ask<'a>) -> Vec<&'a str> {
-    let configured = provider.target.scopes.iter().map(String::as_str);
     match ask {
-        Ask::ClientCredentials => configured.collect(),
-        Ask::Refresh(_, further) if provider.quirks.scopes_on_refresh => {
-            let mut all: Vec<&str> = configured.chain(further.iter().map(String::as_str)).collect();
-            all.sort_unstable();
-            all.dedup();
-            all
-        }
+        Ask::ClientCredentials => provider.target.scopes.iter().map(String::as_str).collect(),
+        Ask::Refresh(_, scopes) if provider.quirks.scopes_on_refresh => scopes.iter().map(String::as_str).collect(),
         Ask::Refresh(..) | Ask::Code { .. } | Ask::DeviceCode(_) => Vec::new(),
     }
 }
@@ -218,20 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_sends_the_token_and_the_configured_scopes() {
+    fn a_refresh_sends_the_token_and_its_scopes() {
         // TOK-036
         let mut acme = provider(ClientAuth::Basic);
         let token = Secret::new("r&t=1");
         assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), "grant_type=refresh_token&refresh_token=r%26t%3D1");
-        acme.target.scopes = vec!["a".into(), "b:c".into()];
+        acme.target.scopes = vec!["not granted".into()];
+        let scopes = ["a".to_owned(), "b:c".to_owned()];
         let fields = "grant_type=refresh_token&refresh_token=r%26t%3D1&scope=a+b%3Ac";
-        assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), fields);
-        // What a user has consented to besides stays.
-        let further = ["b:c".to_owned(), "aa".to_owned()];
-        let fields = "grant_type=refresh_token&refresh_token=r%26t%3D1&scope=a+aa+b%3Ac";
-        assert_eq!(sent(&acme, Ask::Refresh(&token, &further)), fields);
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &scopes)), fields);
         acme.quirks.scopes_on_refresh = false;
-        assert_eq!(sent(&acme, Ask::Refresh(&token, &[])), "grant_type=refresh_token&refresh_token=r%26t%3D1");
+        assert_eq!(sent(&acme, Ask::Refresh(&token, &scopes)), "grant_type=refresh_token&refresh_token=r%26t%3D1");
     }
 
     #[test]

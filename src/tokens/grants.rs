@@ -11,9 +11,9 @@ use super::slot::Slot;
 use super::{Bearer, Cause, Inner, Key, TokenError, Tokens};
 use crate::events::TokenChange;
 use crate::names::{ProviderName, Subject, UserName};
-use crate::oauth::Endpoint;
 use crate::oauth::grant::{Ask, TokenRequest};
 use crate::oauth::wire::Failure;
+use crate::oauth::{Endpoint, union};
 use crate::secret::Secret;
 use crate::store::{Row, StoreError};
 use crate::upstream::{CallError, Reply};
@@ -318,12 +318,4 @@ impl Inner {
         }
         Ok(Some(revocation))
     }
-}
-
-/// All scopes of both, sorted.
-fn union(some: &[String], others: &[String]) -> Vec<String> {
-    let mut all: Vec<String> = some.iter().chain(others).cloned().collect();
-    all.sort();
-    all.dedup();
-    all
 }

@@ -14,7 +14,7 @@ use super::{Cause, Inner, Key, TokenError};
 use crate::events::TokenChange;
 use crate::oauth::grant::Ask;
 use crate::oauth::wire::Failure;
-use crate::oauth::{Endpoint, Grant};
+use crate::oauth::{Endpoint, Grant, union};
 use crate::secret::Secret;
 use crate::store::{Intent, Lease, Put, Row, State as RowState, StoreError};
 
@@ -167,7 +167,7 @@ impl Renewal<'_> {
         let intended = self.inner.store.intend(provider, subject, row.generation, intent).await;
         intended.map_err(|error| Redeemed::No(self.store_failed(&error)))?;
 
-        match self.ask(endpoint, Ask::Refresh(refresh_token, &row.further_scopes)).await {
+        match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row))).await {
             Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
             // What is asked for is more than the user has consented to: only they can change that.
             Err(Refusal::Failed(Failure::FixConfiguration { error }))
@@ -319,6 +319,21 @@ impl Renewal<'_> {
         self.known.provider.grant == Grant::AuthorizationCode
     }
 
+    /// What a renewal asks for: never more than was granted, where that is known (RFC 6749 section 6). Granted for scopes
+    /// that were configured before, it says nothing of those of today.
+    fn scopes(&self, row: &Row) -> Vec<String> {
+        let asked = union(&self.slot.key.target.scopes, &row.further_scopes);
+        let Some(granted) = self.granted(row) else { return asked };
+        // Few providers name it among what they grant, and there is a refresh token.
+        let offline = asked.into_iter().filter(|scope| scope == "offline_access").collect::<Vec<_>>();
+        union(granted, &offline)
+    }
+
+    /// What was granted for what is asked for now.
+    fn granted<'r>(&self, row: &'r Row) -> Option<&'r Vec<String>> {
+        row.granted_scopes.as_ref().filter(|_| row.target == *self.slot.key.target)
+    }
+
     fn new_row(&self, asked: &Asked, generation: u64, old: Option<&Row>) -> Row {
         let Key { provider, subject, target } = &self.slot.key;
         let answer = &asked.answer;
@@ -328,7 +343,7 @@ impl Renewal<'_> {
             generation,
             refresh_token: answer.refresh_token.clone().filter(|_| old.is_some()).or(kept),
             access: Some(self.known.access(asked)),
-            granted_scopes: answer.scopes.clone().or_else(|| old.and_then(|row| row.granted_scopes.clone())),
+            granted_scopes: answer.scopes.clone().or_else(|| old.and_then(|row| self.granted(row)).cloned()),
             further_scopes: old.map(|row| row.further_scopes.clone()).unwrap_or_default(),
             renewed_at: Some(asked.sent.wall),
             ..Row::new(provider.clone(), subject.clone(), (**target).clone(), stored_at)

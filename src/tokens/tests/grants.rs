@@ -9,7 +9,7 @@ use super::world::{World, pass, provider, user};
 use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
-use crate::store::State;
+use crate::store::{Row, State};
 use crate::tokens::{Bearer, GrantError, Granted, Key, Proof, Revocation, TokenError, Tokens};
 
 /// What the provider answers to a code.
@@ -431,4 +431,46 @@ async fn a_grant_that_does_not_open_is_forgotten_and_said_not_to_be_revoked() {
     assert_eq!(left, Some(Revocation::Failed("what is stored of it does not open".into())));
     assert!(world.server.book().given_back.is_empty());
     assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_names_no_scope_that_the_user_has_left_out() {
+    // TOK-036, RFC 6749 section 6: more than was granted is `invalid_scope`, which would end the grant.
+    let mut acme = provider("acme", Grant::AuthorizationCode);
+    acme.target.scopes = vec!["offline_access".into(), "read".into(), "write".into()];
+    let world = World::of(vec![acme]).await;
+    let key = world.key("alice");
+    let partly =
+        r#"{"access_token":"a","token_type":"Bearer","expires_in":3600,"refresh_token":"b","scope":"read admin"}"#;
+    let granted =
+        consent_to(&world, &world.tokens.clone(), &key, &["admin", "billing"], Act::Say(200, &[], partly)).await;
+    assert_eq!(granted.unwrap().scopes, ["admin", "read"]);
+    for times in [1, 2] {
+        world.server.book().acts.push_back(CONSENTED);
+        pass(3600.0).await;
+        world.bearer(&key).await;
+        // Few providers name `offline_access` among what they grant, and some give no refresh token without it.
+        let scope = world.server.book().calls[times].scope.clone();
+        assert_eq!(scope.as_deref(), Some("admin offline_access read"), "{times}");
+    }
+    assert_eq!(world.row(&key).await.further_scopes, ["admin", "billing"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_granted_for_other_scopes_says_nothing_of_those_configured_now() {
+    // TOK-036
+    let mut acme = provider("acme", Grant::AuthorizationCode);
+    acme.target.scopes = vec!["read".into(), "write".into()];
+    let world = World::of(vec![acme]).await;
+    let key = world.connect("alice").await;
+    let mut row = Row { generation: 2, granted_scopes: Some(vec!["gist".into()]), ..world.row(&key).await };
+    row.target.scopes = vec!["gist".into()];
+    world.store.put(row, Some(1)).await.unwrap();
+    world.bearer(&key).await;
+    assert_eq!(world.server.book().calls[0].scope.as_deref(), Some("read write"));
+    assert_eq!(
+        world.row(&key).await.granted_scopes,
+        None,
+        "what is asked for is granted where the answer names nothing"
+    );
 }
