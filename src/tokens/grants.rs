@@ -221,15 +221,24 @@ impl Tokens {
             match (stored.get(&names), slot.generation()) {
                 (None, Some(_)) => slot.forget(),
                 (Some(_), None) => slot.awake(),
-                (Some(stored), Some(held)) if *stored > held => {
-                    let mut state = slot.lock();
-                    // The token at hand serves until the new one is there.
-                    drop(Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead));
-                }
+                (Some(stored), Some(held)) if *stored > held => self.take_over(&slot).await,
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Another process has stored a newer grant than the one that brought the token at hand.
+    async fn take_over(&self, slot: &Arc<Slot>) {
+        let Key { provider, subject, target } = &slot.key;
+        let row = self.inner.store.grant(provider, subject).await;
+        if row.is_ok_and(|row| row.is_some_and(|row| row.target != **target)) {
+            // Renewed by a sidecar with other scopes, for itself. To renew it for these would be news to that one in turn,
+            // and so on for ever: only a request that needs a token does.
+            return slot.awake();
+        }
+        // The token at hand serves until the new one is there.
+        drop(Inner::fly(&self.inner, slot, &mut slot.lock(), Cause::Ahead));
     }
 
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {

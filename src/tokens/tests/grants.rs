@@ -1,5 +1,6 @@
 //! Grants that come by consent and go by disconnect, while renewals are under way and other processes write.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -49,8 +50,8 @@ async fn consent_to(
 }
 
 /// Looks at the store as a sidecar that runs does.
-fn follows(world: &World) {
-    let tokens = world.tokens.clone();
+fn follows(tokens: &Tokens) {
+    let tokens = tokens.clone();
     tokio::spawn(async move { tokens.follow_store().await });
 }
 
@@ -146,7 +147,7 @@ async fn what_another_process_stores_is_noticed_within_a_second() {
     // TOK-029
     let world = world().await;
     let (key, sibling) = (world.key("alice"), world.sibling().await);
-    follows(&world);
+    follows(&world.tokens);
     let waiting = waits(&world, &key);
     pass(2.0).await;
     assert_eq!(world.tokens.waiting().len(), 1);
@@ -310,7 +311,7 @@ async fn a_token_that_another_process_has_renewed_is_taken_over_without_a_call()
     // TOK-029, C19
     let world = world().await;
     let (key, sibling) = (world.connect("alice").await, world.sibling().await);
-    follows(&world);
+    follows(&world.tokens);
     let first = world.bearer(&key).await;
     let theirs = sibling.bearer(&key).await.unwrap();
     let renewed = sibling.renew(&key, &theirs).await.unwrap();
@@ -325,7 +326,7 @@ async fn a_consent_in_another_process_takes_the_place_of_a_token_that_is_still_g
     // TOK-029
     let world = world().await;
     let (key, sibling) = (world.connect("alice").await, world.sibling().await);
-    follows(&world);
+    follows(&world.tokens);
     world.bearer(&key).await;
     consent(&world, &sibling, &key).await.unwrap();
     pass(1.0).await;
@@ -338,7 +339,7 @@ async fn a_store_that_cannot_be_looked_at_for_a_while_is_looked_at_again() {
     // TOK-032
     let world = world().await;
     let (key, sibling) = (world.connect("alice").await, world.sibling().await);
-    follows(&world);
+    follows(&world.tokens);
     world.bearer(&key).await;
     world.sql("ALTER TABLE grants RENAME TO gone");
     pass(5.0).await;
@@ -473,4 +474,44 @@ async fn what_was_granted_for_other_scopes_says_nothing_of_those_configured_now(
         None,
         "what is asked for is granted where the answer names nothing"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_sidecars_with_different_scopes_do_not_take_turns_at_a_grant() {
+    // TOK-029
+    let world = world().await;
+    let key = world.connect("alice").await;
+    let mut acme = provider("acme", Grant::AuthorizationCode);
+    acme.target.scopes = vec!["gist".into()];
+    let sibling = world.sibling_of(&[Arc::new(acme)]).await;
+    let theirs = sibling.key(&key.provider, &"alice".parse().unwrap()).unwrap();
+    follows(&world.tokens);
+    follows(&sibling);
+    let first = world.bearer(&key).await;
+    let second = sibling.bearer(&theirs).await.unwrap();
+    pass(60.0).await;
+    assert_eq!(world.server.calls(), 2);
+    assert_eq!(value(&world.bearer_at_once(&key).await), value(&first));
+    assert_eq!(value(&sibling.bearer(&theirs).await.unwrap()), value(&second));
+    // Nor when one of them is used no more.
+    pass(8000.0).await;
+    let before = world.server.calls();
+    sibling.bearer(&theirs).await.unwrap();
+    pass(60.0).await;
+    assert_eq!(world.server.calls(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_another_process_imports_takes_the_place_of_a_token_that_is_still_good() {
+    // TOK-029
+    let world = world().await;
+    let key = world.connect("alice").await;
+    follows(&world.tokens);
+    let first = world.bearer(&key).await;
+    world.sql(
+        "UPDATE grants SET generation = generation + 1, access_token = NULL, obtained_at = NULL, expires_at = NULL",
+    );
+    pass(1.0).await;
+    assert_ne!(value(&world.bearer_at_once(&key).await), value(&first));
+    assert_eq!(world.server.calls(), 2);
 }

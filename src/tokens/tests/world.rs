@@ -65,9 +65,14 @@ impl World {
 
     /// Another process over the same store.
     pub async fn sibling(&self) -> Tokens {
+        self.sibling_of(&self.providers).await
+    }
+
+    /// Another process over the same store, with a configuration of its own.
+    pub async fn sibling_of(&self, providers: &[Arc<Provider>]) -> Tokens {
         let (events, drain) = (Events::default(), Drain::default());
         let store = open(self.directory.path()).await;
-        tokens(&self.providers, &store, &self.server, &self.clock, &events, &drain)
+        tokens(providers, &store, &self.server, &self.clock, &events, &drain)
     }
 
     /// The process ends and starts again.
