@@ -368,9 +368,14 @@ impl Inner {
         // In a task of its own: an agent that hangs up must not cancel a renewal, since the provider may already
         // have replaced the refresh token that we would then lose.
         inner.clone().drain.spawn(async move {
-            // A panic must not leave a flight that never lands: nobody could start another.
-            let outcome = AssertUnwindSafe(refresh::run(&inner, &slot, cause)).catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|_| Err(broken_off(&slot.key.provider)));
+            let outcome = loop {
+                // A panic must not leave a flight that never lands: nobody could start another.
+                let outcome = AssertUnwindSafe(refresh::run(&inner, &slot, cause)).catch_unwind().await;
+                // When the grant that it began with has gone, there may be another by now.
+                if !std::mem::take(&mut slot.lock().void) {
+                    break outcome.unwrap_or_else(|_| Err(broken_off(&slot.key.provider)));
+                }
+            };
             // The only error is that nobody waits.
             let _ = landed.send(inner.settle(&slot, cause, outcome));
         });
@@ -393,6 +398,10 @@ impl Inner {
         drop(state);
         if let Some(at) = next {
             self.schedule.at(slot.key.clone(), at);
+        }
+        if !settled.as_ref().is_err_and(TokenError::is_for_the_user) {
+            // What another process has stored for them was fetched here, by nobody who waits.
+            slot.changed.notify_waiters();
         }
         // A dead grant is looked at again every second; once is enough to tell.
         if let Err(error) = settled.as_ref()

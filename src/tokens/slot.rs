@@ -33,7 +33,7 @@ pub(super) struct Slot {
     pub(super) key: Key,
     /// Somebody waits for the renewal under way.
     pub(super) awaited: Notify,
-    /// A grant came or went, other than by a renewal.
+    /// A grant came or went, or a renewal has ended otherwise than for want of one.
     pub(super) changed: Notify,
     /// How many requests wait for the user, and since when there are any.
     parked: Mutex<Option<(usize, Instant)>>,
@@ -51,7 +51,7 @@ pub(super) struct State {
     /// Whether a consent brought the token at hand while a renewal of the grant before it was under way.
     overtaken: bool,
     /// Whether the renewal under way began with a grant that is gone: what it brings is not to be used.
-    void: bool,
+    pub(super) void: bool,
     /// Whether the token was used since it came.
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.

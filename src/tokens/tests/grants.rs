@@ -515,3 +515,65 @@ async fn a_grant_that_another_process_imports_takes_the_place_of_a_token_that_is
     assert_ne!(value(&world.bearer_at_once(&key).await), value(&first));
     assert_eq!(world.server.calls(), 2);
 }
+
+/// As it comes of a wait, if it comes within a second.
+async fn soon(waiting: tokio::task::JoinHandle<Result<Bearer, TokenError>>) -> Bearer {
+    let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+    waited.expect("it waits on").unwrap().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_request_goes_on_when_another_process_mends_a_grant_that_had_a_token() {
+    // TOK-029, C15
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world.tokens);
+    world.bearer(&key).await;
+    world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_grant"}"#));
+    pass(3600.0).await;
+    let waiting = waits(&world, &key);
+    pass(2.0).await;
+    assert_eq!(world.tokens.waiting().len(), 1);
+    consent(&world, &sibling, &key).await.unwrap();
+    assert_eq!(value(&soon(waiting).await), "Bearer consented");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_request_goes_on_when_a_user_leaves_and_connects_again_elsewhere_during_a_renewal() {
+    // TOK-029, TOK-038
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world.tokens);
+    world.bearer(&key).await;
+    world.server.book().acts.push_back(Act::Hang);
+    pass(3600.0).await;
+    let waiting = waits(&world, &key);
+    pass(1.0).await;
+    sibling.disconnect(&key.provider, &user("alice")).await.unwrap().unwrap();
+    pass(1.0).await;
+    consent(&world, &sibling, &key).await.unwrap();
+    pass(1.0).await;
+    let (tokens, another) = (world.tokens.clone(), key.clone());
+    let without_a_wait = tokio::spawn(async move { tokens.bearer(&another).await });
+    tokio::task::yield_now().await;
+    world.server.release();
+    assert_eq!(value(&soon(waiting).await), "Bearer consented");
+    assert_eq!(value(&soon(without_a_wait).await), "Bearer consented");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_request_is_told_when_what_another_process_brings_fails() {
+    // C15, C17
+    let world = world().await;
+    let key = world.connect("alice").await;
+    follows(&world.tokens);
+    world.bearer(&key).await;
+    world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_grant"}"#));
+    pass(3600.0).await;
+    let waiting = waits(&world, &key);
+    pass(2.0).await;
+    world.server.book().always = Act::Say(503, &[], "");
+    world.sql("UPDATE grants SET generation = generation + 1, access_token = NULL, state = 'connected', reason = NULL");
+    let told = tokio::time::timeout(Duration::from_secs(1), waiting).await.expect("it waits on").unwrap();
+    assert_eq!(told.unwrap_err().code(), "token_unavailable");
+}
