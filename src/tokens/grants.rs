@@ -281,7 +281,11 @@ impl Inner {
         };
         let lifetime = known.lifetime(answer);
         let took = self.clock.now().instant - asked.sent.instant;
-        self.slot(key).granted(known.token(&asked, generation));
+        let slot = self.slot(key);
+        slot.granted(known.token(&asked, generation));
+        if let Some(at) = slot.lock().next_renewal(self.clock.now()) {
+            self.schedule.at(key.clone(), at);
+        }
         self.tell(key, TokenChange::Obtained { cause: "consent", lifetime, generation, took });
         let scopes = answer.scopes.clone().unwrap_or_else(|| union(&known.target.scopes, &further));
         Ok(Granted { scopes, lifetime, renewable: answer.refresh_token.is_some() })

@@ -577,3 +577,14 @@ async fn a_waiting_request_is_told_when_what_another_process_brings_fails() {
     let told = tokio::time::timeout(Duration::from_secs(1), waiting).await.expect("it waits on").unwrap();
     assert_eq!(told.unwrap_err().code(), "token_unavailable");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_token_of_a_consent_is_renewed_ahead_of_its_end() {
+    // C16
+    let world = world().await;
+    let key = world.key("alice");
+    consent_to(&world, &world.tokens.clone(), &key, &[], Act::TakeCode).await.unwrap();
+    world.bearer_at_once(&key).await;
+    pass(3400.0).await;
+    assert_eq!(world.server.calls(), 2);
+}
