@@ -1,5 +1,6 @@
 //! Grants that come and go while the sidecar runs: by consent, by disconnect, and by what other processes store.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ use crate::upstream::{CallError, Reply};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait before a grant that could not be stored is tried again.
 const STORE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+
+/// The generation of every stored grant.
+type Generations = HashMap<(ProviderName, Subject), u64>;
 
 /// What shows that a user has consented.
 #[derive(Debug, Clone)]
@@ -194,6 +198,7 @@ impl Tokens {
         let stop = self.inner.drain.started();
         let mut stop = std::pin::pin!(stop);
         let mut seen = self.inner.store.revision().await.ok();
+        let mut known = HashMap::new();
         loop {
             tokio::select! {
                 () = &mut stop => return,
@@ -203,14 +208,15 @@ impl Tokens {
             if revision.is_none() || revision == seen {
                 continue;
             }
-            if self.reconcile().await.is_ok() {
-                seen = revision;
+            if let Ok(stored) = self.reconcile(&known).await {
+                (seen, known) = (revision, stored);
             }
         }
     }
 
-    /// Holds what is in memory against what is in the store.
-    async fn reconcile(&self) -> Result<(), StoreError> {
+    /// Holds what is in memory against what is in the store, whose generations were `known` the last time, and gives those
+    /// of now. What is written for one user is no news to another: it ends no rest of theirs.
+    async fn reconcile(&self, known: &Generations) -> Result<Generations, StoreError> {
         let stored = self.inner.store.generations().await?;
         let slots: Vec<Arc<Slot>> = self.inner.slots.iter().map(|slot| slot.value().clone()).collect();
         for slot in slots {
@@ -218,14 +224,15 @@ impl Tokens {
                 continue;
             }
             let names = (slot.key.provider.clone(), slot.key.subject.clone());
+            let is_news = stored.get(&names) != known.get(&names);
             match (stored.get(&names), slot.generation()) {
                 (None, Some(_)) => slot.forget(),
-                (Some(_), None) => slot.awake(),
-                (Some(stored), Some(held)) if *stored > held => self.take_over(&slot).await,
+                (Some(_), None) if is_news => slot.awake(),
+                (Some(stored), Some(held)) if is_news && *stored > held => self.take_over(&slot).await,
                 _ => {}
             }
         }
-        Ok(())
+        Ok(stored)
     }
 
     /// Another process has stored a newer grant than the one that brought the token at hand.

@@ -588,3 +588,26 @@ async fn the_token_of_a_consent_is_renewed_ahead_of_its_end() {
     pass(3400.0).await;
     assert_eq!(world.server.calls(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_another_process_writes_for_somebody_else_ends_no_rest() {
+    // C15, C17
+    let world = world().await;
+    let (key, sibling) = (world.connect("alice").await, world.sibling().await);
+    follows(&world.tokens);
+    pass(1.0).await;
+    world.sql("INSERT OR REPLACE INTO sealed VALUES ('other', randomblob(8))");
+    pass(1.0).await;
+    world.server.book().acts.push_back(Act::Say(503, &[("retry-after", "60")], ""));
+    world.tokens.bearer(&key).await.unwrap_err();
+    for _ in 0..20 {
+        world.sql("INSERT OR REPLACE INTO sealed VALUES ('other', randomblob(8))");
+        pass(1.0).await;
+        assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "token_unavailable");
+    }
+    assert_eq!(world.server.calls(), 1);
+    // What it writes for this user does.
+    consent(&world, &sibling, &key).await.unwrap();
+    pass(1.0).await;
+    assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
+}
