@@ -40,7 +40,7 @@ impl Check<'_> {
         let agents = self.agents(&top, file.agents);
         Settings {
             listen: self.listen(&top, file.listen, &agents),
-            admin: self.admin(&top, &file.admin, &file.admin_token),
+            admin: self.admin(&top, &file.admin, &file.admin_token, &file.public_url),
             admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
             public_url: self.public_url(&top.key("public_url"), file.public_url),
             return_to: self.return_to(&top.key("return_to"), file.return_to.unwrap_or_default()),

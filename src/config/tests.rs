@@ -886,12 +886,20 @@ fn an_admin_listener_that_others_reach_asks_who_they_are() {
     assert!(mistakes("admin: 0.0.0.0:3129").contains("1:8: admin: other machines could reach this address"));
     assert_eq!(settings("admin: 0.0.0.0:3129\nadmin_token: '${KEY}'\n").admin.unwrap().port(), 3129);
     assert_eq!(settings("admin: off").admin, None);
+    for text in [
+        "public_url: https://connect.test\nadmin_token: '${KEY}'\n",
+        "public_url: http://localhost:8080\n",
+        "public_url: https://connect.test\nadmin: off\n",
+    ] {
+        assert!(settings(text).public_url.is_some());
+    }
     for (line, expected) in [
         ("admin_token: short", "admin_token: a secret of fewer than 16 characters can be guessed"),
         ("public_url: http://connect.test", "public_url: with `http`, what browsers send there can be read"),
         ("public_url: https://connect.test/path", "public_url: it has a path"),
         ("return_to: ['http://app.test/']", "return_to[0]: with `http`, what browsers send there can be read"),
         ("return_to: ['https://app.test/?a=b']", "return_to[0]: it has a query"),
+        ("public_url: https://connect.test", "1:13: public_url: whoever finds this address could connect"),
         ("admin: here", "admin: expected an address and a port, as in `127.0.0.1:3129`, or `off`"),
     ] {
         assert!(mistakes(line).contains(expected), "{line}: {}", mistakes(line));

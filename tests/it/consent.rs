@@ -396,13 +396,14 @@ async fn addresses_come_from_the_configuration_whatever_the_host_says() {
 #[tokio::test]
 async fn behind_a_public_name_all_addresses_have_it() {
     // OAU-008
-    let public = "public_url: https://connect.test";
+    let public = "public_url: https://connect.test\nadmin_token: ${ADMIN_TOKEN}";
     let world = Setup::consenting().top(public).start().await;
-    assert_eq!(world.get("/me").await.json()["connect_url"], "https://connect.test/connect/main?user=default");
+    let link = world.get("/me").await.json()["connect_url"].as_str().unwrap().to_owned();
+    assert!(link.starts_with("https://connect.test/connect/main?ticket="), "{link}");
     let mut browser = world.browser();
-    assert_eq!(browser.opens("/connect/main").await.leads_to().as_str(), "https://connect.test/connect/main");
+    assert_eq!(browser.opens(&link).await.leads_to().as_str(), link);
     (browser.host, browser.scheme) = ("connect.test".into(), "https");
-    let asked = browser.goes_to_the_provider("/connect/main").await;
+    let asked = browser.goes_to_the_provider(&link).await;
     assert_eq!(field(&asked, "redirect_uri"), "https://connect.test/callback/main");
     assert_eq!(browser.comes_back(&world.issued.says_yes(&asked)).await.heading(), "Main is connected");
     assert_eq!(world.token_requests()[0]["redirect_uri"], "https://connect.test/callback/main");

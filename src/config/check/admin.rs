@@ -26,13 +26,25 @@ impl Check<'_> {
         top: &Spot<'_>,
         written: &Option<Parsed<AdminAddress>>,
         token: &Option<Parsed<Secret>>,
+        public_url: &Option<Parsed<ProviderUrl>>,
     ) -> Option<SocketAddr> {
         let spot = top.key("admin");
+        let open = token.is_none() && !top.key("admin_token").is_given();
+        let off = matches!(written, Some(Parsed(AdminAddress(None))));
+        // Whatever it listens on: something leads there from outside.
+        if let Some(Parsed(ProviderUrl(url))) = public_url
+            && open
+            && !off
+            && !is_local(url)
+        {
+            let what = "whoever finds this address could connect and disconnect accounts";
+            self.refuse(&top.key("public_url"), what, "add `admin_token`");
+        }
         let Some(Parsed(AdminAddress(address))) = written else {
             return (!spot.is_given()).then(|| SocketAddr::from(([127, 0, 0, 1], 3129)));
         };
         let local = address.is_none_or(|address| address.ip().to_canonical().is_loopback());
-        if !local && token.is_none() && !top.key("admin_token").is_given() {
+        if !local && open {
             let hint = "add `admin_token`, or let it listen on `127.0.0.1`";
             self.refuse(&spot, "other machines could reach this address, and connect and disconnect accounts", hint);
         }
