@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use dashmap::DashSet;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
@@ -42,11 +43,11 @@ pub struct Consent {
 
 struct Inner {
     parts: Parts,
-    /// The flows whose codes are being redeemed, by their ids.
-    under_way: DashSet<[u8; 32]>,
+    /// How many answers to a flow are being looked at, by its id.
+    under_way: DashMap<[u8; 32], usize>,
 }
 
-/// A code that is being redeemed, until this goes.
+/// An answer to a flow that is being looked at, until this goes.
 struct UnderWay {
     inner: Arc<Inner>,
     flow: [u8; 32],
@@ -54,14 +55,19 @@ struct UnderWay {
 
 impl UnderWay {
     fn begin(inner: Arc<Inner>, flow: [u8; 32]) -> Self {
-        inner.under_way.insert(flow);
+        *inner.under_way.entry(flow).or_insert(0) += 1;
         Self { inner, flow }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.inner.under_way.remove(&self.flow);
+        if let Entry::Occupied(mut count) = self.inner.under_way.entry(self.flow) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -255,10 +261,19 @@ struct Kept {
     began: u64,
 }
 
+/// What a browser brought back.
+struct Returned {
+    /// The provider whose page it came to, where each has its own.
+    at: Option<String>,
+    response: authorization::Response,
+    /// Which browser it is, as a flow keeps it.
+    browser: Option<String>,
+}
+
 impl Consent {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, under_way: DashSet::new() }) }
+        Self { inner: Arc::new(Inner { parts, under_way: DashMap::new() }) }
     }
 
     /// Its pages and its one call. They need the guard before them.
@@ -346,8 +361,19 @@ impl Consent {
         browser: Option<&Browser>,
     ) -> Result<Finished, ConsentError> {
         let response = authorization::read(query).ok_or(ConsentError::StateUnknown)?;
+        // Before the flow is taken: a second visit that finds it taken waits for this one.
+        let under_way = UnderWay::begin(self.inner.clone(), id(&response.state));
+        let returned = Returned { at: at.map(str::to_owned), response, browser: browser.map(Browser::binding) };
+        let consent = self.clone();
+        // In a task of its own: a second click cancels the first one's request, and the flow is good once.
+        let ending = tokio::spawn(async move { consent.end(returned, under_way).await });
+        ending.await.map_err(|_| ConsentError::Nowhere("the consent broke off".into()))?
+    }
+
+    async fn end(&self, returned: Returned, under_way: UnderWay) -> Result<Finished, ConsentError> {
+        let Returned { at, response, browser } = returned;
         let now = self.inner.parts.clock.now().wall;
-        let (flow, first) = match self.inner.parts.store.take_flow(id(&response.state), now).await? {
+        let (flow, first) = match self.inner.parts.store.take_flow(under_way.flow, now).await? {
             Taken::Flow(flow) => (flow, true),
             Taken::Again(flow) => (flow, false),
             Taken::Expired => return Err(ConsentError::StateExpired),
@@ -355,7 +381,7 @@ impl Consent {
         };
         let kept: Kept = serde_json::from_str(flow.content.expose()).map_err(|_| ConsentError::StateUnknown)?;
         let provider = self.provider(&kept.provider)?;
-        if kept.browser != browser.map(Browser::binding) {
+        if kept.browser != browser {
             return Err(ConsentError::OtherBrowser);
         }
         // Each provider has a redirect URI of its own: an answer at another's is a mix-up (RFC 9700 section 4.4).
@@ -364,7 +390,7 @@ impl Consent {
         }
         let user: UserName = kept.user.parse().map_err(|_| ConsentError::User)?;
         if !first {
-            return self.again(provider, user, kept, &flow.id).await;
+            return self.again(provider, user, kept, under_way).await;
         }
         match (&response.iss, &kept.issuer) {
             (Some(iss), Some(issuer)) if iss != issuer => {
@@ -381,29 +407,9 @@ impl Consent {
             }
         };
         let proof = Proof::Code { code, verifier: Secret::new(kept.verifier), redirect_uri: kept.redirect_uri };
-        let granted = self.redeem(flow.id, &provider, &user, proof, kept.further).await?;
+        let granted = self.inner.parts.tokens.grant(&provider.name, &user, proof, kept.further).await?;
         tracing::info!(provider = %provider.name, user = ?user, scopes = granted.scopes.join(" "), "connected");
         Ok(Finished { provider, user, granted: Some(granted), return_to: kept.return_to })
-    }
-
-    /// Redeems a code, in a task of its own: a second click cancels the first one's request, and waits for what it brings.
-    async fn redeem(
-        &self,
-        flow: [u8; 32],
-        provider: &Provider,
-        user: &UserName,
-        proof: Proof,
-        further: Vec<String>,
-    ) -> Result<Granted, ConsentError> {
-        let under_way = UnderWay::begin(self.inner.clone(), flow);
-        let (name, user) = (provider.name.clone(), user.clone());
-        let redeeming = tokio::spawn(async move {
-            let granted = under_way.inner.parts.tokens.grant(&name, &user, proof, further).await;
-            drop(under_way);
-            granted
-        });
-        let granted = redeeming.await.map_err(|_| ConsentError::Nowhere("the consent broke off".into()))?;
-        Ok(granted?)
     }
 
     /// A second visit by the same browser: a double click, or the back button (OAU-006).
@@ -412,9 +418,11 @@ impl Consent {
         provider: Arc<Provider>,
         user: UserName,
         kept: Kept,
-        flow: &[u8; 32],
+        under_way: UnderWay,
     ) -> Result<Finished, ConsentError> {
-        while self.inner.under_way.contains(flow) {
+        let flow = under_way.flow;
+        drop(under_way);
+        while self.inner.under_way.contains_key(&flow) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         let row = self.inner.parts.store.grant(&provider.name, &Subject::User(user.clone())).await?;
@@ -422,7 +430,7 @@ impl Consent {
         if !came_of_it {
             return Err(ConsentError::StateUsed);
         }
-        Ok(Finished { provider, user, granted: None, return_to: None })
+        Ok(Finished { provider, user, granted: None, return_to: kept.return_to })
     }
 
     fn provider(&self, name: &str) -> Result<Arc<Provider>, ConsentError> {

@@ -1,6 +1,7 @@
 //! A user's consent: from the link, by way of the provider, to a grant that their agent uses; and who cannot have one.
 
 use futures_util::future::join_all;
+use sidebearer::links::Invitation;
 use url::Url;
 
 use crate::world::answer::{Gate, answer, usual};
@@ -222,6 +223,29 @@ async fn a_second_click_waits_for_what_the_first_one_brings() {
         assert_eq!(browser.comes_back(&back).await.heading(), heading);
         assert_eq!(world.auth.seen().len(), seen + 1, "the code was sent twice");
     }
+}
+
+#[tokio::test]
+async fn a_second_click_finds_what_the_first_one_began_at_whatever_moment_it_comes() {
+    // OAU-006: the first one is given up while the store is still asked for its flow, and a little later.
+    let world = Setup::consenting().start().await;
+    let consent = world.desk().await.consent;
+    for (user, moments) in [("ada", 1), ("bob", 2), ("cid", 3), ("dan", 4)] {
+        let invitation = Invitation { user: user.into(), ..Invitation::default() };
+        let plan = consent.plan("main", &invitation).await.unwrap();
+        let started = consent.start(&plan, "http://127.0.0.1:1/callback", None).await.unwrap();
+        let back = world.issued.says_yes(&started.url);
+        let mut first = Box::pin(consent.finish(None, back.query().unwrap(), None));
+        for _ in 0..moments {
+            assert!(futures_util::poll!(&mut first).is_pending(), "the whole consent took {moments} moments");
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        let second = consent.finish(None, back.query().unwrap(), None).await;
+        assert_eq!(second.map(|finished| finished.user.to_string()).map_err(|e| e.to_string()), Ok(user.to_owned()));
+        assert!(world.stored(user).await.is_some());
+    }
+    assert_eq!(world.token_calls(), 4, "a code was sent twice, or not at all");
 }
 
 #[tokio::test]
@@ -465,6 +489,9 @@ async fn afterwards_a_browser_goes_back_to_a_page_of_the_list_and_nowhere_else()
     assert_eq!(ended.reply.status, 303);
     let back = "https://app.test/settings/github?tab=2&integration=connected&provider=main";
     assert_eq!(ended.leads_to().as_str(), back);
+    // Also at the second click, whose answer is the one that the browser shows.
+    let again = browser.comes_back(&world.issued.says_yes(&asked)).await;
+    assert_eq!((again.reply.status, again.leads_to().as_str()), (303, back));
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
-use sidebearer::app::{self, Authority, Options};
+use sidebearer::app::{self, Authority, Desk, Options};
 use sidebearer::clock::Clock;
 use sidebearer::config::{self, Settings};
 use sidebearer::drain::Drained;
@@ -423,6 +423,11 @@ impl World {
     /// Another process stores the grant of a user.
     pub async fn connects_elsewhere(&self, user: &str) {
         connect(&self.settings, user, &self.issued.grant_to(user, 500)).await;
+    }
+
+    /// What `sidebearer connect` works with, in this process.
+    pub async fn desk(&self) -> Desk {
+        app::desk(&self.settings).await.unwrap()
     }
 
     /// The program beside the sidecar, with its `proxy.yaml`.
