@@ -263,8 +263,8 @@ struct Kept {
 
 /// What a browser brought back.
 struct Returned {
-    /// The provider whose page it came to, where each has its own.
-    at: Option<String>,
+    /// The path that it came to.
+    at: String,
     response: authorization::Response,
     /// Which browser it is, as a flow keeps it.
     browser: Option<String>,
@@ -350,20 +350,15 @@ impl Consent {
         Ok(Started { url: authorization::url(&plan.provider, &authorizer.endpoint, &request) })
     }
 
-    /// Ends: holds what a browser brought back against what was kept, and only then redeems the code.
+    /// Ends: holds what a browser brought back to the path `at` against what was kept, and only then redeems the code.
     ///
     /// # Errors
     /// Anything that does not fit, or brings no grant.
-    pub async fn finish(
-        &self,
-        at: Option<&str>,
-        query: &str,
-        browser: Option<&Browser>,
-    ) -> Result<Finished, ConsentError> {
+    pub async fn finish(&self, at: &str, query: &str, browser: Option<&Browser>) -> Result<Finished, ConsentError> {
         let response = authorization::read(query).ok_or(ConsentError::StateUnknown)?;
         // Before the flow is taken: a second visit that finds it taken waits for this one.
         let under_way = UnderWay::begin(self.inner.clone(), id(&response.state));
-        let returned = Returned { at: at.map(str::to_owned), response, browser: browser.map(Browser::binding) };
+        let returned = Returned { at: at.to_owned(), response, browser: browser.map(Browser::binding) };
         let consent = self.clone();
         // In a task of its own: a second click cancels the first one's request, and the flow is good once.
         let ending = tokio::spawn(async move { consent.end(returned, under_way).await });
@@ -385,7 +380,7 @@ impl Consent {
             return Err(ConsentError::OtherBrowser);
         }
         // Each provider has a redirect URI of its own: an answer at another's is a mix-up (RFC 9700 section 4.4).
-        if at.is_some_and(|at| at != kept.provider) {
+        if Url::parse(&kept.redirect_uri).map_or(true, |asked| asked.path() != at) {
             return Err(ConsentError::IssuerMismatch);
         }
         let user: UserName = kept.user.parse().map_err(|_| ConsentError::User)?;

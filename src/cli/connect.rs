@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use indicatif::ProgressBar;
@@ -159,8 +159,8 @@ struct Callback {
 }
 
 /// Shows how it ended, and ends the command. An answer to nothing of ours is shown and waited past: any page can send one.
-async fn callback(State(desk): State<Callback>, RawQuery(query): RawQuery) -> Response {
-    let finished = desk.consent.finish(None, &query.unwrap_or_default(), None).await;
+async fn callback(State(desk): State<Callback>, at: Uri) -> Response {
+    let finished = desk.consent.finish(at.path(), at.query().unwrap_or_default(), None).await;
     let page = match &finished {
         Ok(finished) => Outcome::of(finished),
         Err(error) => Outcome::failed(&desk.title, error),
@@ -190,9 +190,9 @@ async fn pasted(desk: &Callback) -> Result<Finished, ConsentError> {
         }
     });
     while let Some(line) = lines.recv().await {
-        let query = Url::parse(line.trim()).ok().and_then(|url| url.query().map(str::to_owned));
-        let Some(query) = query else { continue };
-        match desk.consent.finish(None, &query, None).await {
+        let Ok(at) = Url::parse(line.trim()) else { continue };
+        let Some(query) = at.query() else { continue };
+        match desk.consent.finish(at.path(), query, None).await {
             Err(ConsentError::StateUnknown) => anstream::eprintln!("that is not the address of this consent"),
             finished => return finished,
         }

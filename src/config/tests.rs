@@ -742,6 +742,13 @@ fn a_consent_that_somebody_else_could_end_is_refused() {
         ("  redirect_uri: https://agent.test/elsewhere", "this is not a page that Sidebearer has"),
         ("  redirect_uri: https://agent.test/callback?x=1", "this is not a page that Sidebearer has"),
         ("  redirect_uri: https://agent.test/callback/a/b", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/b", "this is not a page that Sidebearer has for this provider"),
+        ("  redirect_uri: https://agent.test/callback/callback", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/callback/a", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callbacka", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/:x", "this is not a page that Sidebearer has"),
+        ("  redirect_uri: https://agent.test/callback/{x}", "this is not a page that Sidebearer has"),
         ("  redirect_uri: javascript:alert(1)", "expected a URL, as in `https://auth.example.com/token`"),
         ("authorization_params: { state: x }", "this parameter is set by other keys"),
         ("authorization_params: { code_challenge_method: plain }", "this parameter is set by other keys"),
@@ -755,6 +762,10 @@ fn a_consent_that_somebody_else_could_end_is_refused() {
         let text = provider(&["authorization_endpoint: https://a.test/authorize", "authorization_code:", line]);
         let said = mistakes(&text);
         assert!(said.contains(expected), "{line}: {said}");
+    }
+    for path in ["/callback", "/callback/a"] {
+        let line = format!("  redirect_uri: https://agent.test{path}");
+        settings(&provider(&["authorization_endpoint: https://a.test/authorize", "authorization_code:", &line]));
     }
 }
 

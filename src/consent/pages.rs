@@ -2,9 +2,9 @@
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Extension, Form, Path, Query, RawQuery, State};
+use axum::extract::{Extension, Form, Path, Query, State};
 use axum::http::header::{CONTENT_SECURITY_POLICY, LOCATION};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Deserialize;
@@ -14,6 +14,9 @@ use super::{Consent, ConsentError, Finished, Plan, returned};
 use crate::connections::spoken;
 use crate::links::Invitation;
 use crate::web::{self, Authorized, Browser, CONTENT_POLICY};
+
+/// What was to be connected, where that is not known.
+const SOME_ACCOUNT: &str = "The account";
 
 /// The pages of a consent.
 pub(super) fn router(consent: Consent) -> Router {
@@ -79,7 +82,7 @@ struct Wish {
 async fn chosen(Query(wish): Query<Wish>) -> Response {
     let provider = wish.provider.unwrap_or_default();
     if provider.is_empty() || !provider.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
-        return failed("The account", &ConsentError::Unknown(provider));
+        return failed(SOME_ACCOUNT, &ConsentError::Unknown(provider));
     }
     let query = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("user", wish.user.unwrap_or_default().trim())
@@ -167,23 +170,17 @@ async fn begin(
     }
 }
 
-async fn end(
-    State(consent): State<Consent>,
-    Path(provider): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    ended(&consent, Some(&provider), query, &headers).await
+async fn end(State(consent): State<Consent>, Path(provider): Path<String>, at: Uri, headers: HeaderMap) -> Response {
+    ended(&consent, &title(&consent, &provider), &at, &headers).await
 }
 
-async fn end_anywhere(State(consent): State<Consent>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    ended(&consent, None, query, &headers).await
+async fn end_anywhere(State(consent): State<Consent>, at: Uri, headers: HeaderMap) -> Response {
+    ended(&consent, SOME_ACCOUNT, &at, &headers).await
 }
 
-async fn ended(consent: &Consent, at: Option<&str>, query: Option<String>, headers: &HeaderMap) -> Response {
-    let finished = consent
-        .finish(at, &query.unwrap_or_default(), Browser::known(headers, consent.inner.parts.links.base()).as_ref())
-        .await;
+async fn ended(consent: &Consent, title: &str, at: &Uri, headers: &HeaderMap) -> Response {
+    let browser = Browser::known(headers, consent.inner.parts.links.base());
+    let finished = consent.finish(at.path(), at.query().unwrap_or_default(), browser.as_ref()).await;
     match finished {
         Ok(Finished { return_to: Some(page), provider, .. }) => {
             see_other(returned(page, "connected", &provider.name).as_str())
@@ -193,7 +190,7 @@ async fn ended(consent: &Consent, at: Option<&str>, query: Option<String>, heade
             page.back = Some(Back { href: "/".into(), label: "To the dashboard".into() });
             web::page(StatusCode::OK, &page)
         }
-        Err(error) => failed(&at.map_or("The account".to_owned(), |at| title(consent, at)), &error),
+        Err(error) => failed(title, &error),
     }
 }
 
@@ -287,7 +284,7 @@ fn failed(title: &str, error: &ConsentError) -> Response {
 
 fn title(consent: &Consent, provider: &str) -> String {
     let known = consent.inner.parts.providers.iter().find(|known| known.name.as_str() == provider);
-    known.map_or_else(|| "The account".to_owned(), |known| known.title.clone())
+    known.map_or_else(|| SOME_ACCOUNT.to_owned(), |known| known.title.clone())
 }
 
 /// As people write it.

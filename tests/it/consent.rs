@@ -133,6 +133,27 @@ async fn an_answer_at_another_provider_s_address_is_a_mix_up() {
 }
 
 #[tokio::test]
+async fn a_provider_that_comes_back_elsewhere_is_not_mixed_up_with_another_one() {
+    // OAU-004, RFC 9700 section 4.4: what tells two providers apart is the redirect URI, not the name in it.
+    let world = Setup::consenting().start().await;
+    let (mut browser, back) = after_a_yes(&world).await;
+    let mut elsewhere = back.clone();
+    elsewhere.set_path("/callback");
+    assert_eq!(browser.comes_back(&elsewhere).await.code(), "issuer_mismatch");
+    nothing_came_of_it(&world).await;
+
+    let world = Setup::consenting().provider("  redirect_uri: http://127.0.0.1:1/callback").start().await;
+    let (mut browser, back) = after_a_yes(&world).await;
+    assert_eq!(back.path(), "/callback");
+    let mut elsewhere = back.clone();
+    elsewhere.set_path("/callback/main");
+    assert_eq!(browser.comes_back(&elsewhere).await.failure(), failed("issuer_mismatch"));
+    nothing_came_of_it(&world).await;
+    let (mut browser, back) = after_a_yes(&world).await;
+    assert_eq!(browser.comes_back(&back).await.heading(), "Main is connected");
+}
+
+#[tokio::test]
 async fn a_code_in_another_browser_connects_nobody() {
     // OAU-002: an attacker has a victim finish what the attacker began, or the other way round.
     let world = Setup::consenting().start().await;
@@ -235,13 +256,13 @@ async fn a_second_click_finds_what_the_first_one_began_at_whatever_moment_it_com
         let plan = consent.plan("main", &invitation).await.unwrap();
         let started = consent.start(&plan, "http://127.0.0.1:1/callback", None).await.unwrap();
         let back = world.issued.says_yes(&started.url);
-        let mut first = Box::pin(consent.finish(None, back.query().unwrap(), None));
+        let mut first = Box::pin(consent.finish(back.path(), back.query().unwrap(), None));
         for _ in 0..moments {
             assert!(futures_util::poll!(&mut first).is_pending(), "the whole consent took {moments} moments");
             tokio::task::yield_now().await;
         }
         drop(first);
-        let second = consent.finish(None, back.query().unwrap(), None).await;
+        let second = consent.finish(back.path(), back.query().unwrap(), None).await;
         assert_eq!(second.map(|finished| finished.user.to_string()).map_err(|e| e.to_string()), Ok(user.to_owned()));
         assert!(world.stored(user).await.is_some());
     }

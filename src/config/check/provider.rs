@@ -59,7 +59,7 @@ impl Check<'_> {
             self.refuse(spot, "`client_id` is missing", "the provider gave it to you when you registered the client");
         }
         let client_auth = self.client_auth(spot, &provider);
-        let asked = self.grant(spot, &mut provider);
+        let asked = self.grant(spot, name, &mut provider);
         let default_lifetime = provider.default_lifetime.take().map(|Parsed(lifetime)| lifetime);
         if default_lifetime.is_some_and(|lifetime| lifetime.is_zero()) {
             let hint = "leave it out if only a 401 ends a token";
@@ -169,7 +169,7 @@ impl Check<'_> {
     }
 
     /// The one grant of a provider, and what is asked for with it.
-    fn grant(&mut self, spot: &Spot<'_>, provider: &mut schema::Provider) -> Option<Asked> {
+    fn grant(&mut self, spot: &Spot<'_>, name: &str, provider: &mut schema::Provider) -> Option<Asked> {
         let mut given: Vec<Spot<'_>> = ["client_credentials", "refresh_token", "authorization_code"]
             .iter()
             .map(|name| spot.key(name))
@@ -195,23 +195,28 @@ impl Check<'_> {
             let spot = spot.key("authorization_code");
             let (mut written, redirect_uri) = written.split();
             written.scopes.get_or_insert_default().extend(required);
-            let redirect_uri = redirect_uri.and_then(|uri| self.redirect_uri(&spot.key("redirect_uri"), uri));
+            let redirect_uri = redirect_uri.and_then(|uri| self.redirect_uri(&spot.key("redirect_uri"), name, uri));
             Asked { redirect_uri, ..self.asked(&spot, Grant::AuthorizationCode, written) }
         });
         client.or(user).or(consent)
     }
 
-    /// Where a browser comes back to: a page of ours, which nobody on the way can read (RFC 8252 section 7.3).
-    fn redirect_uri(&mut self, spot: &Spot<'_>, Parsed(ProviderUrl(uri)): Parsed<ProviderUrl>) -> Option<Url> {
+    /// Where a browser comes back to: a page of ours, which nobody on the way can read (RFC 8252 section 7.3), and no other
+    /// provider's.
+    fn redirect_uri(
+        &mut self,
+        spot: &Spot<'_>,
+        name: &str,
+        Parsed(ProviderUrl(uri)): Parsed<ProviderUrl>,
+    ) -> Option<Url> {
         if uri.scheme() != "https" && !is_local(&uri) {
             self.refuse(spot, "with `http`, the code that comes there can be read on the way", "use `https`");
             return None;
         }
-        let path = uri.path().trim_start_matches("/callback");
-        let ours = uri.path().starts_with("/callback") && (path.is_empty() || is_one_segment(path));
+        let ours = uri.path() == "/callback" || uri.path().strip_prefix("/callback/") == Some(name);
         if !ours || uri.query().is_some() {
-            let what = "this is not a page that Sidebearer has";
-            self.refuse(spot, what, "its path is `/callback`, or `/callback/` and a name, and it has no query");
+            let what = "this is not a page that Sidebearer has for this provider";
+            self.refuse(spot, what, format!("its path is `/callback` or `/callback/{name}`, and it has no query"));
             return None;
         }
         Some(uri)
@@ -301,10 +306,6 @@ fn url(written: Option<Parsed<ProviderUrl>>) -> Option<Url> {
 
 fn placeholders(written: Option<Vec<Parsed<Variable>>>) -> Vec<String> {
     written.unwrap_or_default().into_iter().map(|Parsed(Variable(name))| name).collect()
-}
-
-fn is_one_segment(path: &str) -> bool {
-    path.strip_prefix('/').is_some_and(|name| !name.is_empty() && !name.contains('/'))
 }
 
 /// Whether a URL leads to this very machine.
