@@ -431,7 +431,9 @@ impl Consent {
     fn provider(&self, name: &str) -> Result<Arc<Provider>, ConsentError> {
         let known = self.inner.parts.providers.iter().find(|provider| provider.name.as_str() == name);
         let consents = known.filter(|provider| provider.grant == Grant::AuthorizationCode);
-        consents.cloned().ok_or_else(|| ConsentError::Unknown(name.chars().take(64).collect()))
+        // Anybody may ask for it, and the log says so: it must not look like two lines of it.
+        let shown = || name.chars().take(64).flat_map(char::escape_debug).collect();
+        consents.cloned().ok_or_else(|| ConsentError::Unknown(shown()))
     }
 
     /// Where the answer to the sidecar itself goes: from the configuration, never from a Host (OAU-008).

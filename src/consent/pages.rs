@@ -79,11 +79,11 @@ struct Wish {
 }
 
 /// A form of the dashboard, on its way to the page of its provider.
-async fn chosen(Query(wish): Query<Wish>) -> Response {
-    let provider = wish.provider.unwrap_or_default();
-    if provider.is_empty() || !provider.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
-        return failed(SOME_ACCOUNT, &ConsentError::Unknown(provider));
-    }
+async fn chosen(State(consent): State<Consent>, Query(wish): Query<Wish>) -> Response {
+    let provider = match consent.provider(&wish.provider.unwrap_or_default()) {
+        Ok(provider) => provider.name.clone(),
+        Err(error) => return failed(SOME_ACCOUNT, &error),
+    };
     let query = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("user", wish.user.unwrap_or_default().trim())
         .finish();

@@ -348,6 +348,29 @@ async fn what_a_provider_says_can_neither_script_a_page_nor_break_a_line() {
 }
 
 #[tokio::test]
+async fn a_name_that_anybody_sends_can_neither_break_a_line_nor_fill_the_log() {
+    // LEK-002: these pages ask for no token.
+    let world = Setup::consenting().start().await;
+    let hostile = "forged-4713%0A2026-11-25T00:00:00Z%20%20INFO%20connected%1b[2J%E2%80%A8%E2%80%AE";
+    let long = format!("forged-4713{}", "x".repeat(10_000));
+    for link in [
+        format!("/connect?provider={hostile}"),
+        format!("/connect/{hostile}"),
+        format!("/callback/{hostile}?state=x"),
+        format!("/connect?provider={long}"),
+    ] {
+        world.browser().opens(&link).await;
+    }
+    let lines = lines_with("forged-4713");
+    assert!(lines.len() >= 3, "{lines:?}");
+    for line in lines {
+        let line = line.trim_end_matches('\n');
+        let steers = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{202e}');
+        assert!(!line.contains(steers) && line.len() < 500, "{line:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_user_who_says_no_is_told_that_nothing_was_changed() {
     // OAU-019
     let return_to = "return_to: [https://app.test/settings/]";
@@ -591,6 +614,8 @@ async fn who_cannot_be_connected_is_told_why() {
         ("/connect/main?user=%01", 400, NOT_CONNECTED, "bad_user"),
         ("/connect/main?scope=a%22b", 400, NOT_CONNECTED, "bad_scope"),
         ("/connect?provider=..%2Fx", 404, "The account is not connected", "unknown_provider"),
+        ("/connect?provider=nope", 404, "The account is not connected", "unknown_provider"),
+        ("/connect?provider=", 404, "The account is not connected", "unknown_provider"),
     ] {
         let page = browser.opens(link).await;
         assert_eq!(page.failure(), (status, heading.into(), code.into()), "{link}");
