@@ -6,10 +6,11 @@ use std::sync::Arc;
 use http::{HeaderMap, Request};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::caller::{Agent, Door};
+use super::caller::{Agent, Door, Entrance};
 use super::target::{self, Target};
 use super::wire::{Framing, Place, Strict};
 use crate::host::Authority;
+use crate::limits::Limits;
 use crate::names::UserName;
 
 /// What a request on the proxy port is for, and whether it is a CONNECT.
@@ -64,7 +65,7 @@ pub fn bodies(stream: &[u8]) -> Vec<u64> {
 
 /// A connection as hyper gets it.
 pub fn strict<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> impl AsyncRead + AsyncWrite + Unpin {
-    Strict::new(io)
+    Strict::new(io, &Limits::default())
 }
 
 /// The door of these agents.
@@ -81,7 +82,7 @@ impl Gate {
     /// # Errors
     /// The code of the refusal.
     pub async fn admit(&self, headers: &HeaderMap) -> Result<(String, String), &'static str> {
-        let caller = self.0.admit(headers).await.map_err(|reject| reject.code())?;
+        let caller = self.0.admit(&Entrance::default(), headers).await.map_err(|reject| reject.code())?;
         Ok((caller.agent().unwrap_or_default().to_owned(), caller.user.to_string()))
     }
 }
