@@ -29,7 +29,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::ca::Ca;
@@ -180,7 +180,8 @@ impl Proxy {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
             .with_upgrades();
-        self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
+        // How long it may idle is said above.
+        self.until_stopped(connection, |connection| connection.graceful_shutdown(), std::future::pending()).await;
     }
 
     /// Reads HTTP/2 requests from a connection until it ends.
@@ -188,7 +189,11 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| self.clone().handle(request, arrival.clone()));
+        let requested = Notify::new();
+        let service = service_fn(|request| {
+            requested.notify_one();
+            self.clone().handle(request, arrival.clone())
+        });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .auto_date_header(false)
@@ -198,18 +203,25 @@ impl Proxy {
             .max_header_list_size(self.limits().max_head as u32)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
-        self.until_stopped(connection, |connection| connection.graceful_shutdown()).await;
+        let quiet =
+            async { while tokio::time::timeout(self.limits().idle_timeout, requested.notified()).await.is_ok() {} };
+        self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet).await;
     }
 
-    /// Serves a connection to its end; when the stop begins, only what is under way on it.
-    async fn until_stopped<C>(&self, connection: C, wind_down: fn(Pin<&mut C>))
+    /// Serves a connection to its end; when the stop begins or it is quiet, only what is under way on it.
+    async fn until_stopped<C>(&self, connection: C, wind_down: fn(Pin<&mut C>), quiet: impl Future<Output = ()>)
     where
         C: Future<Output = hyper::Result<()>>,
     {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain().started() => {
+            ended = connection.as_mut() => Some(ended),
+            () = self.drain().started() => None,
+            () = quiet => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
                 wind_down(connection.as_mut());
                 connection.await
             }

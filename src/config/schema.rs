@@ -125,7 +125,7 @@ impl JsonSchema for Listener {
 pub(super) struct Limits {
     /// How long a request's head may take, from its first byte; `30s` when left out.
     pub head_timeout: Option<Parsed<Duration>>,
-    /// How long an agent's HTTP/1 connection may be open with no request on it; `5m` when left out.
+    /// How long an agent's connection may be open with no request on it; `5m` when left out.
     pub idle_timeout: Option<Parsed<Duration>>,
     /// How long an agent may pause within a body of a length that it has named; `5m` when left out.
     pub body_timeout: Option<Parsed<Duration>>,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::world::answer::{Answer, Filler, Gate};
 use crate::world::raw::Raw;
 use crate::world::{Setup, World, secret_of};
 
@@ -91,6 +92,23 @@ async fn a_connection_with_nothing_on_it_is_not_kept_for_ever() {
     let mut agent = world.connection().await;
     assert_eq!(get(&mut agent, "").await.0, 200);
     assert_eq!(agent.hears_to_the_end().await, "");
+}
+
+#[tokio::test]
+async fn a_quiet_http2_connection_takes_no_new_request_and_finishes_what_is_under_way() {
+    // LST-016
+    let world = with("idle_timeout: 100ms").await;
+    let gate = Gate::shut();
+    world.api_answers([Answer::from(200).once(&gate)]);
+    let agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap().http2().await;
+    let request = http::Request::get("https://api.test/me").body(Filler::text("")).unwrap();
+    let (reply, ()) = tokio::join!(agent.send(request), async {
+        world.api.has_seen(1).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        gate.open();
+    });
+    assert_eq!(reply.unwrap().status, 200);
+    agent.ends().await;
 }
 
 #[tokio::test]

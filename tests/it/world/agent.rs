@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, Shared};
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -77,11 +78,18 @@ impl Heard {
 /// An HTTP/2 connection. A clone is the same one.
 #[derive(Clone)]
 pub struct Streams {
+    /// Until it ends.
+    pub connection: Shared<BoxFuture<'static, ()>>,
     pub sender: http2::SendRequest<Filler>,
     pub heard: Heard,
 }
 
 impl Streams {
+    /// The other side ends the connection.
+    pub async fn ends(self) {
+        soon(self.connection).await;
+    }
+
     pub async fn send(&self, request: Request<Filler>) -> Result<Reply, hyper::Error> {
         let mut sender = self.sender.clone();
         let response = tokio::time::timeout(DEADLINE, unread(sender.send_request(request))).await;

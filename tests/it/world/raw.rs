@@ -164,8 +164,8 @@ impl Raw {
     pub async fn http2(self) -> Streams {
         let handshake = http2::handshake(Unread, TokioIo::new(self.io));
         let (sender, connection) = soon(unread(handshake)).await.unwrap();
-        tokio::spawn(unread(connection));
-        Streams { sender, heard: self.heard }
+        let connection = tokio::spawn(unread(connection)).map(drop).boxed().shared();
+        Streams { sender, connection, heard: self.heard }
     }
 
     /// Speaks HTTP/2 on it, stream by stream.
