@@ -53,7 +53,8 @@ use target::Target;
 
 const H2_STREAMS: u32 = 1024;
 const H2_WINDOW: u32 = 1 << 20;
-const H2_CONNECTION_WINDOW: u32 = 8 << 20;
+/// So many uploads may stall on their upstreams before they stop an agent's others.
+const H2_CONNECTION_WINDOW: u32 = 64 * H2_WINDOW;
 
 /// The proxy. A clone is the same one.
 #[derive(Clone)]

@@ -26,9 +26,10 @@ use tokio::task::AbortHandle;
 use super::{BodyError, Origin, RequestBody, UpstreamError, websocket};
 
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Sixteen agents that do not read must not stop what the others read on the same connection. `h2` lets a connection
-/// keep as many small frames unread as half of this has room for, and closes it beyond.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Room for every stream's window: agents that do not read must not stop what the others read on the same connection.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// How much less than 256 bytes all small frames that are unread may hold together; `h2` closes the connection beyond.
+const SMALL_FRAMES: usize = 64 << 20;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 /// What agents canceled is remembered: frames that were under way are errors otherwise, and too many of those end the
@@ -65,6 +66,7 @@ impl Connection {
         let handshake = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .data_frame_budget(SMALL_FRAMES)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_reset_streams(CANCELED)
