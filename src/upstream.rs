@@ -38,7 +38,7 @@ pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a silent connection is left before it is asked whether somebody is there.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Where requests go. A clone shares the connections.
 #[derive(Clone)]
@@ -120,6 +120,8 @@ impl Dialer {
         let limit = self.inner.connect_timeout;
         connector.set_connect_timeout(Some(limit));
         connector.set_keepalive(Some(KEEP_ALIVE));
+        connector.set_keepalive_interval(Some(KEEP_ALIVE / 2));
+        connector.set_keepalive_retries(Some(4));
         let uri = format!("http://{to}").parse().map_err(|_| UpstreamError::Resolve)?;
         // Name resolution has no limit of its own.
         let stream = tokio::time::timeout(limit * 2, connector.call(uri));

@@ -22,6 +22,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::{BodyError, Origin, RequestBody, UpstreamError, websocket};
 
@@ -36,7 +37,10 @@ const SEND_BUFFER: usize = 256 << 10;
 /// connection for all.
 const CANCELED: usize = 1024;
 const CANCELED_FOR: Duration = Duration::from_secs(10);
-const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_AFTER: Duration = Duration::from_secs(20);
+/// gRPC servers hang up at the fourth ping that comes within 5 minutes of the one before while they have nothing to say.
+const PINGS_SOON: u32 = 2;
+const PING_LATER: Duration = Duration::from_secs(310);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
 
 /// A connection. A clone is the same one.
@@ -53,6 +57,8 @@ struct State {
     settled: AtomicBool,
     ended: AtomicBool,
     open: AtomicUsize,
+    /// Something of an answer has come since this was last looked at.
+    heard: AtomicBool,
 }
 
 /// One stream of a connection, counted while it lives.
@@ -79,6 +85,7 @@ impl Connection {
             settled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             open: AtomicUsize::new(0),
+            heard: AtomicBool::new(false),
         });
         let kept = state.clone();
         tokio::spawn(async move {
@@ -140,6 +147,7 @@ impl Connection {
         let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
         let upload = Upload((!ended).then(|| tokio::spawn(upload(body, to)).abort_handle()));
         let answer = head_of(answer).await?;
+        stream.heard();
         Ok(Answer::of(answer, upload, stream))
     }
 
@@ -164,7 +172,7 @@ impl Connection {
         }
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(websocket::PROTOCOL));
-        Ok(answer.map(|from| Ok(Duplex { to, from, unread: Bytes::new(), _stream: stream })))
+        Ok(answer.map(|from| Ok(Duplex { to, from, unread: Bytes::new(), stream })))
     }
 }
 
@@ -182,19 +190,29 @@ impl State {
         }
     }
 
-    /// Resolves when the server does not answer pings while streams are open.
+    /// Resolves when the server does not answer a ping. It gets one when nothing of an answer has come for a while.
     async fn falls_silent(&self) {
+        let (mut pinged, mut count) = (Instant::now(), 0);
         loop {
-            tokio::time::sleep(PING_EVERY).await;
-            if self.open.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut pings = self.pings.lock().await;
-            let Some(pings) = &mut *pings else { return std::future::pending().await };
-            if !matches!(tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
-                return;
+            tokio::time::sleep(PING_AFTER).await;
+            if self.heard.swap(false, Ordering::Relaxed) {
+                count = 0;
+            } else if self.open.load(Ordering::Relaxed) > 0 && (count < PINGS_SOON || pinged.elapsed() > PING_LATER) {
+                (pinged, count) = (Instant::now(), count + 1);
+                let mut pings = self.pings.lock().await;
+                let Some(pings) = &mut *pings else { return std::future::pending().await };
+                if !matches!(tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+                    return;
+                }
             }
         }
+    }
+}
+
+impl Stream {
+    /// Something of its answer has come.
+    fn heard(&self) {
+        self.0.heard.store(true, Ordering::Relaxed);
     }
 }
 
@@ -299,14 +317,14 @@ pub(super) struct Answer {
     left: Option<u64>,
     data_ended: bool,
     upload: Upload,
-    _stream: Stream,
+    stream: Stream,
 }
 
 impl Answer {
     fn of(answer: Response<RecvStream>, upload: Upload, stream: Stream) -> Response<Self> {
         let length = answer.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let left = if answer.body().is_end_stream() { Some(0) } else { length };
-        answer.map(|from| Self { from, left, data_ended: false, upload, _stream: stream })
+        answer.map(|from| Self { from, left, data_ended: false, upload, stream })
     }
 
     /// The answer is whole, and the server may still want the rest of the request.
@@ -326,6 +344,7 @@ impl Body for Answer {
                 // Such as the one that only carries the end.
                 Some(data) if data.is_empty() => {}
                 Some(data) => {
+                    this.stream.heard();
                     let _ = this.from.flow_control().release_capacity(data.len());
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     if this.from.is_end_stream() {
@@ -363,12 +382,13 @@ pub struct Duplex {
     to: SendStream<Bytes>,
     from: RecvStream,
     unread: Bytes,
-    _stream: Stream,
+    stream: Stream,
 }
 
 impl AsyncRead for Duplex {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
+            self.stream.heard();
             match ready!(self.from.poll_data(cx)) {
                 Some(data) => self.unread = data.map_err(io::Error::other)?,
                 None => return Poll::Ready(Ok(())),
@@ -398,5 +418,92 @@ impl AsyncWrite for Duplex {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.to.send_data(Bytes::new(), true).map_err(io::Error::other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http_body_util::Empty;
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// A server's end of a connection, and all bytes that come to it.
+    struct Tapped {
+        io: DuplexStream,
+        heard: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl AsyncRead for Tapped {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+            self.heard.lock().unwrap().extend_from_slice(&buffer.filled()[before..]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Tapped {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.io).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(cx)
+        }
+    }
+
+    /// The pings among a client's frames, which begin behind its preface (RFC 9113 sections 3.4, 4.1, 6.7).
+    fn pings(heard: &Mutex<Vec<u8>>) -> usize {
+        let heard = heard.lock().unwrap();
+        let (mut frames, mut pings) = (&heard[24..], 0);
+        while let [a, b, c, kind, flags, ..] = *frames {
+            pings += usize::from(kind == 6 && flags == 0);
+            frames = &frames[9 + usize::from(a) * 65536 + usize::from(b) * 256 + usize::from(c)..];
+        }
+        pings
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_has_nothing_to_say_is_pinged_twice_and_then_rarely() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let tapped = Tapped { io: far, heard: heard.clone() };
+        let (speak, mut spoken) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(tapped).await.unwrap();
+            let (_, mut answer) = connection.accept().await.unwrap().unwrap();
+            let mut body = answer.send_response(Response::new(()), false).unwrap();
+            loop {
+                tokio::select! {
+                    _ = connection.accept() => return,
+                    Some(()) = spoken.recv() => body.send_data(Bytes::from_static(b"word"), false).unwrap(),
+                }
+            }
+        });
+        let connection = Connection::open(near).await.unwrap();
+        let authority = crate::host::Authority::parse("api.test", Some(443)).unwrap();
+        let origin = Origin { authority, plaintext: false, http: Default::default() };
+        let request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        let answer = connection.clone().send(connection.stream(), &origin, request).await.unwrap();
+        let mut body = answer.into_body();
+        let minutes = |count: u64| tokio::time::sleep(Duration::from_secs(60 * count));
+
+        minutes(4).await;
+        assert_eq!(pings(&heard), 2);
+        minutes(60).await;
+        assert!((3..=2 + 12).contains(&pings(&heard)), "{}", pings(&heard));
+        // A word of it, and it may be asked anew.
+        let before = pings(&heard);
+        speak.send(()).await.unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "word");
+        minutes(2).await;
+        assert_eq!(pings(&heard) - before, 2);
     }
 }
