@@ -175,6 +175,14 @@ impl Upstream {
         self.pool.send(origin, request).await
     }
 
+    /// Sends a request on a connection that is opened for it and kept in the pool afterwards.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`].
+    pub async fn send_anew(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
+        self.pool.send_anew(origin, request).await
+    }
+
     /// Sends a request that asks for another protocol, on an HTTP/1.1 connection of its own.
     ///
     /// # Errors

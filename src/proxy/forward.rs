@@ -241,7 +241,7 @@ impl<'a> Outgoing<'a> {
     async fn send(&mut self, bearer: Option<&Bearer>) -> Result<Answer, Reject> {
         let mut left = RESENDS;
         loop {
-            match self.send_once(bearer).await {
+            match self.send_once(bearer, left).await {
                 Err(error) if left > 0 && self.may_resend(&error) => left -= 1,
                 Ok(response) => return self.answered(response),
                 Err(error) => return Err(error.into()),
@@ -267,13 +267,15 @@ impl<'a> Outgoing<'a> {
         self.body.dropped().is_none() && (error.unprocessed() || closed)
     }
 
-    async fn send_once(&self, bearer: Option<&Bearer>) -> Result<Pooled, UpstreamError> {
+    async fn send_once(&self, bearer: Option<&Bearer>, left: u32) -> Result<Pooled, UpstreamError> {
         let upstream = &self.proxy.parts().upstream;
         let body = self.body.next_try().ok_or(UpstreamError::RequestBody)?;
         let request = self.request(bearer, body);
         match &self.upgrade {
             Some(Upgrade { extended: true, .. }) => upstream.send_websocket(&self.origin, request).await,
             Some(_) => upstream.send_upgrade(&self.origin, request).await,
+            // Those in the pool may all be about to close; a new one is not.
+            None if left == 0 => upstream.send_anew(&self.origin, request).await,
             None => upstream.send(&self.origin, request).await,
         }
     }

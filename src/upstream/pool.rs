@@ -31,7 +31,8 @@ const IDLE_H2: Duration = Duration::from_secs(60);
 const REAP_EVERY: Duration = Duration::from_secs(5);
 /// Beyond this, requests wait for a stream of the existing connections.
 const H2_CONNECTIONS: usize = 8;
-/// How many connections may close, one after the other, before a byte of a request is written to them.
+/// How many connections may close, one after the other, before a byte of a request is written to them; then a new one
+/// is opened.
 const UNSENT_TRIES: u32 = 3;
 const MAX_HEADERS: usize = 256;
 
@@ -95,18 +96,26 @@ impl Pool {
     ) -> Result<Pooled, UpstreamError> {
         let connections = self.connections(origin);
         for _ in 0..UNSENT_TRIES {
-            let sent = match self.ready(origin, &connections).await? {
-                Ready::H1 { sender } => send_h1(origin, &connections, sender, request).await,
-                Ready::H2 { connection, stream } => send_h2(origin, connection, stream, request).await,
-            };
-            match sent {
+            let ready = self.ready(origin, &connections).await?;
+            match send_on(ready, origin, &connections, request).await {
                 Ok(response) => return Ok(response),
                 // The connection closed before a byte was written: as if it had not been there.
                 Err(Unsent::Whole(unsent)) => request = *unsent,
                 Err(Unsent::Failed(error)) => return Err(error),
             }
         }
-        Err(UpstreamError::Closed)
+        self.send_anew(origin, request).await
+    }
+
+    pub(super) async fn send_anew(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> Result<Pooled, UpstreamError> {
+        let connections = self.connections(origin);
+        let opened = self.open(origin).await;
+        connections.lock().note(&opened);
+        send_on(opened?, origin, &connections, request).await.map_err(Unsent::into_error)
     }
 
     pub(super) async fn send_alone(
@@ -118,11 +127,7 @@ impl Pool {
         let Ready::H1 { sender } = self.open(&origin).await? else {
             return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));
         };
-        match send_h1(&origin, &Arc::default(), sender, request).await {
-            Ok(response) => Ok(response),
-            Err(Unsent::Failed(error)) => Err(error),
-            Err(Unsent::Whole(_)) => Err(UpstreamError::Closed),
-        }
+        send_h1(&origin, &Arc::default(), sender, request).await.map_err(Unsent::into_error)
     }
 
     /// Sends a WebSocket handshake that an agent said in HTTP/2: as it is to a server that takes it so, otherwise in
@@ -269,6 +274,27 @@ enum Unsent {
     Whole(Box<Request<RequestBody>>),
     /// It may have been seen.
     Failed(UpstreamError),
+}
+
+impl Unsent {
+    fn into_error(self) -> UpstreamError {
+        match self {
+            Unsent::Whole(_) => UpstreamError::Closed,
+            Unsent::Failed(error) => error,
+        }
+    }
+}
+
+async fn send_on(
+    ready: Ready,
+    origin: &Origin,
+    connections: &Arc<Connections>,
+    request: Request<RequestBody>,
+) -> Result<Pooled, Unsent> {
+    match ready {
+        Ready::H1 { sender } => send_h1(origin, connections, sender, request).await,
+        Ready::H2 { connection, stream } => send_h2(origin, connection, stream, request).await,
+    }
 }
 
 async fn send_h1(
