@@ -10,6 +10,7 @@ import { Readable } from 'node:stream';
 import { listen } from './events.mjs';
 import { acceptWebSockets } from './websocket.mjs';
 
+const BLOCK = 64 * 1024;
 // Where answers come event by event; two of them where the SDKs of language models look for them.
 const EVENTS = new Set(['/events', '/v1/chat/completions', '/v1/messages']);
 const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`;
@@ -62,13 +63,16 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
     }
     world.api.authorized += 1;
     if (request.url.startsWith('/git/')) git(request, response, gitRoot);
-    else if (request.url.startsWith('/zeros/')) zeros(response, Number(request.url.split('/')[2]));
+    else if (request.url.startsWith('/numbered/')) numbered(response, Number(request.url.split('/')[2]));
+    else if (request.url.startsWith('/quick')) response.end('quick\n');
     else if (EVENTS.has(request.url)) listen(request, response, world);
     else echo(request, response, { token, about, ...body ?? await digest(request) });
   }
 
   async function judge(request) {
     const token = bearer(request);
+    // Under load the provider's memory is asked, which is in this process, and not the provider.
+    if (request.url.startsWith('/quick')) return { token, about: { active: world.rows.has(`ClientCredentials:${token}`) } };
     return { token, about: token ? await introspect(token) : { active: false } };
   }
 
@@ -124,11 +128,15 @@ function echo(request, response, { token, about, ...body }) {
   })}\n`);
 }
 
-function zeros(response, length) {
-  const chunk = Buffer.alloc(64 * 1024);
+// Blocks of 64 KiB, each with its number in front, so that none can be missing, twice or in another's place unnoticed.
+function numbered(response, length) {
   response.setHeader('content-length', length);
-  Readable.from((function* chunks() {
-    for (let left = length; left > 0; left -= chunk.length) yield chunk.subarray(0, left);
+  Readable.from((function* blocks() {
+    for (let number = 0; number * BLOCK < length; number += 1) {
+      const block = Buffer.alloc(Math.min(BLOCK, length - number * BLOCK));
+      block.writeUInt32BE(number);
+      yield block;
+    }
   })()).pipe(response);
 }
 

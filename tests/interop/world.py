@@ -180,7 +180,8 @@ class Servers:
 class Sidebearer:
     """One proxy.yaml with its store and its CA, and the real program run on it."""
 
-    def __init__(self, servers, folder, providers, routes=None, **settings):
+    def __init__(self, servers, folder, providers, routes=None, ports=None, **settings):
+        """`ports` says where a test's own servers listen in place of the usual ones."""
         self.servers = servers
         self.folder = folder
         self.home = folder / "home"
@@ -192,12 +193,13 @@ class Sidebearer:
         self.running = []
         first = next(iter(providers))
         names = ("auth", "api", "old", "stranger")
+        ports = servers.ports | (ports or {})
         self.config.write_text(json.dumps({
             "listen": "127.0.0.1:0",
             "admin": "127.0.0.1:0",
             "extra_ca_files": [str(servers.certificates.ca)],
-            "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in names}
-            | {"plain.test:80": f"127.0.0.1:{servers.ports['plain']}"},
+            "resolve": {f"{name}.test:443": f"127.0.0.1:{ports[name]}" for name in names}
+            | {"plain.test:80": f"127.0.0.1:{ports['plain']}"},
             "providers": providers,
             "routes": routes or [{"host": host, "provider": first} for host in ("api.test", "old.test")],
             "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
