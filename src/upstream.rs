@@ -291,6 +291,10 @@ impl UpstreamError {
         if error.is_user() {
             return UpstreamError::RequestBody;
         }
+        // With TLS 1.3 a server says only after the handshake that it wanted a certificate of ours (RFC 8446 section 4.4.2.4).
+        if let Some(alert) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+            return UpstreamError::Tls(alert.to_string());
+        }
         if error.is_incomplete_message()
             || error.is_canceled()
             || error.is_closed()
@@ -310,10 +314,12 @@ impl UpstreamError {
         if !error.is_remote() && error.reason() == Some(h2::Reason::CANCEL) {
             return UpstreamError::RequestBody;
         }
-        if error.get_io().is_some_and(is_closed) {
-            return UpstreamError::Closed;
+        match error.get_io() {
+            Some(io) if is_closed(io) => UpstreamError::Closed,
+            // h2 keeps the kind and the words of an error, and only TLS gives this kind.
+            Some(io) if io.kind() == std::io::ErrorKind::InvalidData => UpstreamError::Tls(io.to_string()),
+            _ => UpstreamError::Protocol(error.to_string()),
         }
-        UpstreamError::Protocol(error.to_string())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Requests bent in every way that a generator finds: each is refused, or means one thing to everybody behind the proxy.
 
+use crate::world::frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame};
 use crate::world::raw::Raw;
 use crate::world::{Setup, World};
 
@@ -190,23 +191,18 @@ async fn refuses_stream(agent: &mut Raw, name: &str, value: &str) {
     fields.insert(if name.starts_with(':') { 0 } else { fields.len() }, (name, value));
     let block: Vec<u8> = fields.iter().flat_map(|(name, value)| literal(name, value)).collect();
     agent.says(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    agent.says([frame(4, 0, 0, &[]), frame(1, 5, 1, &block)].concat()).await;
+    agent.says([frame(SETTINGS, 0, 0, []), frame(HEADERS, END_HEADERS | END_STREAM, 1, block)].concat()).await;
     loop {
         let head = agent.take(9).await;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let payload = agent.take(length).await;
         match head[3] {
-            3 | 7 => return,
+            RST_STREAM | GOAWAY => return,
             // A whole answer: `:status: 400` has a number of its own in HPACK's table.
-            1 => return assert_eq!(payload[0], 0x8c, "{name:?} {value:?} was taken"),
+            HEADERS => return assert_eq!(payload[0], 0x8c, "{name:?} {value:?} was taken"),
             _ => {}
         }
     }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A field that is neither compressed nor remembered (RFC 7541 section 6.2.2).

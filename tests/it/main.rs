@@ -15,6 +15,7 @@ mod missing;
 mod program;
 mod retry;
 mod routing;
+mod tls;
 mod tunnels;
 mod users;
 mod websocket;

@@ -23,8 +23,9 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rustls::RootCertStore;
+use rustls::client::EchMode;
 use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use sidebearer::app::{self, Authority, Desk, Options};
 use sidebearer::clock::Clock;
 use sidebearer::config::{self, Settings};
@@ -70,6 +71,7 @@ pub struct Setup {
     users: Vec<&'static str>,
     user: &'static str,
     more_providers: String,
+    keeps_authority: bool,
 }
 
 /// A server of the world.
@@ -102,6 +104,8 @@ pub struct World {
     /// What time it is; its wall clock can be set apart.
     pub clock: Clock,
     settings: Settings,
+    /// Where the CA of one run is, if it is not the store's.
+    authority: Option<PathBuf>,
     environment: Environment,
     user: UserName,
     root: String,
@@ -129,6 +133,7 @@ impl Default for Setup {
             users: Vec::new(),
             user: "default",
             more_providers: String::new(),
+            keeps_authority: false,
         }
     }
 }
@@ -226,6 +231,11 @@ authorization_code:
         Self { users: users.to_vec(), ..self }
     }
 
+    /// Its CA is the one in its store, as that of `sidebearer run` is.
+    pub fn keeping_its_authority(self) -> Self {
+        Self { keeps_authority: true, ..self }
+    }
+
     /// For whom the agent acts.
     pub fn acting_for(self, user: &'static str) -> Self {
         Self { user, ..self }
@@ -259,8 +269,9 @@ authorization_code:
             connect(&settings, user, &issued.grant_to(user, index + 1)).await;
         }
         let (user, clock) = (self.user.parse().unwrap(), Clock::stepped());
+        let authority = if self.keeps_authority { None } else { Some(folder.path().join("ca")) };
         let Launched { places, proxy, admin, ca, roots, told, stop, running } =
-            Launched::new(&settings, &folder, &user, &clock, &root.pem).await;
+            Launched::new(&settings, authority.clone(), &user, &clock, &root.pem).await;
         World {
             api,
             auth,
@@ -273,6 +284,7 @@ authorization_code:
             ca,
             clock,
             settings,
+            authority,
             environment,
             user,
             root: root.pem,
@@ -361,8 +373,8 @@ struct Launched {
 }
 
 impl Launched {
-    async fn new(settings: &Settings, folder: &TempDir, user: &UserName, clock: &Clock, root: &str) -> Self {
-        let authority = Authority::Fresh(folder.path().join("ca"));
+    async fn new(settings: &Settings, authority: Option<PathBuf>, user: &UserName, clock: &Clock, root: &str) -> Self {
+        let authority = authority.map_or(Authority::Kept, Authority::Fresh);
         let options = Options { user: user.clone(), authority, clock: clock.clone() };
         let app = app::build(settings, options).await.unwrap();
         let roots = Arc::new(roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), root]));
@@ -446,7 +458,7 @@ impl World {
         self.begins_to_stop();
         self.ends().await;
         let Launched { places, proxy, admin, ca, roots, told, stop, running } =
-            Launched::new(&self.settings, &self.folder, &self.user, &self.clock, &self.root).await;
+            Launched::new(&self.settings, self.authority.clone(), &self.user, &self.clock, &self.root).await;
         (self.places, self.proxy, self.admin, self.ca, self.roots) = (places, proxy, admin, ca, roots);
         (self.told, self.stop, self.running) = (Mutex::new(told), Some(stop), Some(running));
     }
@@ -493,6 +505,32 @@ impl World {
     /// As [`World::api_connection`], in HTTP/2.
     pub async fn api_h2(&self) -> Raw {
         self.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap()
+    }
+
+    /// A client that trusts the sidecar's CA.
+    pub fn client_config(&self) -> ClientConfig {
+        raw::client(self.roots.clone())
+    }
+
+    /// As [`World::client_config`], with Encrypted Client Hello.
+    pub fn client_config_with(&self, hello: EchMode) -> Arc<ClientConfig> {
+        let builder = raw::client_by(|builder| builder.with_ech(hello));
+        Arc::new(builder.with_root_certificates(self.roots.clone()).with_no_client_auth())
+    }
+
+    /// Waits until its log has so many lines with this text at this level.
+    pub async fn logs(&self, text: &str, level: &str, lines: usize) -> Vec<String> {
+        let of_level = |line: &String| line.contains(&format!(" {level} "));
+        soon(async {
+            loop {
+                let found: Vec<String> = log::lines_with(text).into_iter().filter(of_level).collect();
+                if found.len() >= lines {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
     }
 
     /// The requests that were told of since this was last asked.

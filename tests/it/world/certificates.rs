@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 /// Whether a server can prove its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Proof {
     OtherName,
     SelfSigned,
     OtherRoot,
+    /// It proves itself, and wants the same of whoever calls.
+    OfBothSides,
 }
 
 /// What a server needs for TLS.
@@ -52,10 +55,19 @@ impl Root {
             Proof::OtherRoot => leaf.signed_by(&key, &Root::new().issuer).unwrap(),
             _ => leaf.signed_by(&key, &self.issuer).unwrap(),
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config =
+            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let config = match proof {
+            Proof::OfBothSides => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from(pem::parse(&self.pem).unwrap().into_contents())).unwrap();
+                let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+                config.with_client_cert_verifier(clients)
+            }
+            _ => config.with_no_client_auth(),
+        };
+        let mut config = config
             .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();

@@ -9,9 +9,10 @@ use http::HeaderMap;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, HandshakeKind, RootCertStore, WantsVersions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::agent::{Heard, Reply, Streams};
 use super::log::{Unread, unread};
@@ -30,11 +31,30 @@ pub struct Raw {
     /// What the other side proved itself with, once TLS is up.
     pub certificate: Option<CertificateDer<'static>>,
     pub alpn: Option<String>,
+    /// The handshake went on from one before.
+    pub resumed: bool,
+}
+
+/// A client that trusts these roots.
+pub fn client(roots: Arc<RootCertStore>) -> ClientConfig {
+    client_by(|builder| builder.with_safe_default_protocol_versions())
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// A client whose first steps are these.
+pub fn client_by<S>(first: impl FnOnce(ConfigBuilder<ClientConfig, WantsVersions>) -> Result<S, rustls::Error>) -> S {
+    first(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))).unwrap()
+}
+
+async fn connect<IO: Bytestream>(config: Arc<ClientConfig>, sni: &str, io: IO) -> io::Result<TlsStream<IO>> {
+    let name = ServerName::try_from(sni.to_owned()).unwrap();
+    soon(unread(TlsConnector::from(config).connect(name, io))).await
 }
 
 impl Raw {
     pub fn new(io: impl Bytestream + 'static, roots: Arc<RootCertStore>, heard: Heard) -> Self {
-        Self { io: Box::new(io), unread: Vec::new(), roots, heard, certificate: None, alpn: None }
+        Self { io: Box::new(io), unread: Vec::new(), roots, heard, certificate: None, alpn: None, resumed: false }
     }
 
     pub async fn says(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -144,20 +164,41 @@ impl Raw {
         alpn: &[&str],
         between: impl FnOnce(Box<dyn Bytestream>) -> IO,
     ) -> io::Result<Raw> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
+        let mut config = client(self.roots.clone());
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from(sni.to_owned()).unwrap();
-        let connecting = TlsConnector::from(Arc::new(config)).connect(name, between(self.io));
-        let tls = soon(unread(connecting)).await?;
+        let tls = connect(Arc::new(config), sni, between(self.io)).await?;
+        Ok(Self::over(tls, self.roots, self.heard))
+    }
+
+    /// Starts TLS with these settings, asking for this name.
+    pub async fn tls_with(self, config: Arc<ClientConfig>, sni: &str) -> io::Result<Raw> {
+        let tls = connect(config, sni, self.io).await?;
+        Ok(Self::over(tls, self.roots, self.heard))
+    }
+
+    /// Starts TLS and asks so often for new keys, whatever the other side says to that.
+    pub async fn tls_asking_for_keys(self, config: Arc<ClientConfig>, sni: &str, times: usize) -> io::Result<Raw> {
+        let mut tls = connect(config, sni, self.io).await?;
+        for _ in 0..times {
+            let asked = tls.get_mut().1.refresh_traffic_keys();
+            if asked.is_err() || unread(tls.flush()).await.is_err() {
+                break;
+            }
+        }
+        Ok(Self::over(tls, self.roots, self.heard))
+    }
+
+    /// Whoever proves themselves to it: it does not believe them.
+    pub fn trusting_nobody(self) -> Self {
+        Self { roots: Arc::new(RootCertStore::empty()), ..self }
+    }
+
+    fn over(tls: TlsStream<impl Bytestream + 'static>, roots: Arc<RootCertStore>, heard: Heard) -> Self {
         let session = tls.get_ref().1;
         let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
         let alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
-        Ok(Raw { certificate, alpn, ..Raw::new(tls, self.roots, self.heard) })
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        Raw { certificate, alpn, resumed, ..Raw::new(tls, roots, heard) }
     }
 
     /// Speaks HTTP/2 on it.
