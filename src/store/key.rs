@@ -238,6 +238,7 @@ mod tests {
 
     #[test]
     fn a_key_file_is_made_once_for_its_owner_only() {
+        // TLS-004: the CA's key is in the store, sealed with this one.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys/store.key");
         let (made, is_new) = Keyring::load_or_create(&path).unwrap();
@@ -264,6 +265,7 @@ mod tests {
 
     #[test]
     fn a_key_file_that_is_none_is_refused_by_what_is_wrong_with_it() {
+        // TLS-004
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store.key");
         let refused = || Keyring::load_or_create(&path).unwrap_err();

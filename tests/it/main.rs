@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod bent;
+mod cases;
 mod connect;
 mod consent;
 mod edges;

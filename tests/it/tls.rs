@@ -33,6 +33,24 @@ async fn a_leaf_is_renewed_while_the_sidecar_runs() {
 }
 
 #[tokio::test]
+async fn the_authoritys_key_is_in_no_file() {
+    // TLS-004
+    let mut world = Setup::new().keeping_its_authority().start().await;
+    world.restarts().await;
+    assert_eq!(world.get("/me").await.status, 200);
+    let mut folders = vec![world.folder.path().to_owned()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { folders.push(path) } else { files.push(std::fs::read(path).unwrap()) }
+        }
+    }
+    let has = |file: &[u8], text: &[u8]| file.windows(text.len()).any(|window| window == text);
+    assert!(files.iter().any(|file| has(file, b"BEGIN CERTIFICATE")) && files.len() > 4, "they were looked at");
+    assert!(!files.iter().any(|file| has(file, b"PRIVATE KEY")));
+}
+
+#[tokio::test]
 async fn an_authority_that_ends_soon_is_made_anew_at_the_start_and_people_are_told() {
     // TLS-005
     let mut world = Setup::new().keeping_its_authority().start().await;
