@@ -5,12 +5,15 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use tokio::sync::broadcast;
 
+use crate::host::Authority;
 use crate::names::{ProviderName, Subject, UserName};
 
 /// Takes events and hands them on. A clone feeds the same watchers.
 #[derive(Clone)]
 pub struct Events {
     live: broadcast::Sender<Event>,
+    /// On their own: who looks for requests must not miss one for the many tunnels around it.
+    tunnels: broadcast::Sender<Tunnel>,
 }
 
 /// One thing that happened. Holds no secret and no query.
@@ -22,6 +25,32 @@ pub enum Event {
     Token(Token),
     /// A user has to connect.
     Missing(Missing),
+}
+
+/// A step of a tunnel to a routed host: a CONNECT, and the agent's TLS inside.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// The authority that its CONNECT named.
+    pub authority: String,
+    /// How far it has come.
+    pub step: TunnelStep,
+}
+
+/// How far a tunnel has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TunnelStep {
+    /// The CONNECT was answered with 200.
+    Open,
+    /// The agent finished its TLS handshake.
+    Tls {
+        /// Whether it chose HTTP/2.
+        h2: bool,
+    },
+    /// No TLS came of it: the agent does not trust the CA, or hung up before.
+    Failed {
+        /// What happened.
+        error: String,
+    },
 }
 
 /// A user has to connect, and how they do.
@@ -122,7 +151,7 @@ pub enum TokenChange {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { live: broadcast::channel(256).0 }
+        Self { live: broadcast::channel(256).0, tunnels: broadcast::channel(256).0 }
     }
 }
 
@@ -187,6 +216,18 @@ impl Events {
             "a user has to connect"
         );
         self.show(|| Event::Missing(event));
+    }
+
+    /// Every step of a tunnel from now on.
+    pub fn watch_tunnels(&self) -> broadcast::Receiver<Tunnel> {
+        self.tunnels.subscribe()
+    }
+
+    /// Shows a step of a tunnel to the watchers; whoever takes the step logs what is worth it.
+    pub fn tunnel(&self, authority: &Authority, step: TunnelStep) {
+        if self.tunnels.receiver_count() > 0 {
+            let _ = self.tunnels.send(Tunnel { authority: authority.to_string(), step });
+        }
     }
 
     fn show(&self, event: impl FnOnce() -> Event) {

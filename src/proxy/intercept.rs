@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::body::ResponseBody;
 use super::caller::Caller;
 use super::{Arrival, Proxy, Tunnel};
+use crate::events::TunnelStep;
 use crate::host::{Authority, Host};
 use crate::upstream::Origin;
 
@@ -21,9 +22,11 @@ const TOLD: usize = 1024;
 /// Says 200, and serves what comes through the tunnel as if it were the host.
 pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority, caller: Caller) -> Response<ResponseBody> {
     let served = proxy.clone();
+    proxy.parts().events.tunnel(&to, TunnelStep::Open);
     proxy.drain().spawn_until_forced(async move {
         let Ok(agent) = hyper::upgrade::on(request).await else { return };
         if let Err(error) = serve(&served, TokioIo::new(agent), &to, caller).await {
+            served.parts().events.tunnel(&to, TunnelStep::Failed { error: error.to_string() });
             tell(&served, &to, &error);
         }
     });
@@ -32,6 +35,10 @@ pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority, cal
 
 /// Once for each host: an agent that does not trust the CA tries again and again.
 fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        // Opened for later use, and closed unused.
+        return;
+    }
     // A wildcard route can meet any number of hosts.
     let told_of = &proxy.inner.failing;
     if told_of.len() < TOLD && told_of.insert(to.clone()) {
@@ -61,14 +68,14 @@ where
     let limit = proxy.limits().handshake_timeout;
     let agent = match tokio::time::timeout(limit, handshake).await {
         Ok(Ok(agent)) => agent,
-        // Opened for later use, and closed unused.
-        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long")),
     };
-    match agent.get_ref().1.alpn_protocol() {
-        Some(b"h2") => proxy.serve_h2(agent, arrival).await,
-        _ => proxy.serve_h1(agent, arrival).await,
+    let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
+    proxy.parts().events.tunnel(to, TunnelStep::Tls { h2 });
+    match h2 {
+        true => proxy.serve_h2(agent, arrival).await,
+        false => proxy.serve_h1(agent, arrival).await,
     }
     Ok(())
 }
