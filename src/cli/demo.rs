@@ -1,7 +1,7 @@
 //! `sidebearer demo`: the whole product with a provider of its own, told line by line.
 
 mod consent;
-mod servers;
+pub(super) mod servers;
 
 use std::ffi::OsString;
 use std::io;
@@ -37,7 +37,7 @@ const SHOWN: [&str; 6] = [
 /// Runs the demo: its story and then whatever is tried by hand, or one command.
 pub(super) async fn demo(command: &[OsString]) -> Result<u8, CliError> {
     let folder = tempfile::Builder::new().prefix("sidebearer-demo-").tempdir().map_err(cannot)?;
-    let servers = Servers::start().await.map_err(cannot)?;
+    let servers = Servers::start(API).await.map_err(cannot)?;
     let settings = settings(&servers, folder.path())?;
     let authority = Authority::Fresh(folder.path().join("ca"));
     let app = app::build(&settings, Options { user: UserName::default(), authority, clock: Clock::system() }).await?;

@@ -29,11 +29,11 @@ use tokio_rustls::TlsAcceptor;
 use super::consent::{self, Consents};
 
 /// The name of the authorization server.
-pub(super) const AUTH: &str = "auth.test";
+pub(in crate::cli) const AUTH: &str = "auth.test";
 /// The name of the API.
 pub(super) const API: &str = "api.test";
 /// The one client that the authorization server knows.
-pub(super) const CLIENT_ID: &str = "demo-agent";
+pub(in crate::cli) const CLIENT_ID: &str = "demo-agent";
 /// How long a token lives.
 pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 /// A form is not longer.
@@ -41,7 +41,7 @@ const LONGEST_FORM: usize = 16 << 10;
 
 /// Both servers, on one port.
 #[derive(Clone)]
-pub(super) struct Servers {
+pub(in crate::cli) struct Servers {
     inner: Arc<Inner>,
 }
 
@@ -63,10 +63,10 @@ struct Issued {
 }
 
 impl Servers {
-    /// Starts them.
-    pub(super) async fn start() -> io::Result<Self> {
+    /// Starts them, the API by this name, which may be a wildcard.
+    pub(in crate::cli) async fn start(api: &str) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let (tls, root_pem) = tls().map_err(io::Error::other)?;
+        let (tls, root_pem) = tls(api).map_err(io::Error::other)?;
         let page = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let inner = Inner {
             address: listener.local_addr()?,
@@ -98,7 +98,7 @@ impl Servers {
     }
 
     /// Where both are.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(in crate::cli) fn address(&self) -> SocketAddr {
         self.inner.address
     }
 
@@ -108,12 +108,12 @@ impl Servers {
     }
 
     /// The root that their certificate is signed by.
-    pub(super) fn root_pem(&self) -> &str {
+    pub(in crate::cli) fn root_pem(&self) -> &str {
         &self.inner.root_pem
     }
 
     /// The client's secret, made for this run.
-    pub(super) fn client_secret(&self) -> &str {
+    pub(in crate::cli) fn client_secret(&self) -> &str {
         &self.inner.client_secret
     }
 
@@ -144,8 +144,8 @@ impl Servers {
         let answer = match (host.as_str(), request.uri().path()) {
             (AUTH, "/token") if *request.method() == Method::POST => return self.token(request).await,
             (AUTH, "/revoke") if *request.method() == Method::POST => return self.revoke(request).await,
-            (API, path) => self.api(&request, path),
-            _ => answer(StatusCode::NOT_FOUND, &json!({ "error": "not_found" })),
+            (AUTH, _) => answer(StatusCode::NOT_FOUND, &json!({ "error": "not_found" })),
+            (_, path) => self.api(&request, path),
         };
         // hyper leaves that to the service on HTTP/2.
         if *request.method() == Method::HEAD { answer.map(|_| Full::default()) } else { answer }
@@ -261,13 +261,13 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 }
 
 /// A certificate for both names, from a root that lives for this run.
-fn tls() -> Result<(Arc<ServerConfig>, String), Box<dyn std::error::Error + Send + Sync>> {
+fn tls(api: &str) -> Result<(Arc<ServerConfig>, String), Box<dyn std::error::Error + Send + Sync>> {
     let root_key = KeyPair::generate()?;
     let mut root = CertificateParams::default();
     root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let root_certificate = root.self_signed(&root_key)?;
     let key = KeyPair::generate()?;
-    let mut leaf = CertificateParams::new(vec![AUTH.to_owned(), API.to_owned()])?;
+    let mut leaf = CertificateParams::new(vec![AUTH.to_owned(), api.to_owned()])?;
     leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
