@@ -6,6 +6,7 @@ mod completions;
 mod connect;
 mod demo;
 mod disconnect;
+mod doctor;
 mod env;
 mod exec;
 mod import;
@@ -120,6 +121,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Does each runtime here use the proxy and trust the CA? Tried, not guessed; and what helps where one does not.
+    Doctor(doctor::Options),
     /// The variables that an agent needs: eval "$(sidebearer env)".
     Env(env::Options),
     /// The local CA that agents trust.
@@ -147,6 +150,8 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
     // A one-off command speaks for itself; only a sidecar tells what it does.
     let level = match cli.command {
         None | Some(Command::Run) => "info",
+        // Its calls fail on purpose, and it says itself which.
+        Some(Command::Doctor(_)) => "error",
         _ => "warn",
     };
     telemetry::start(log, level);
@@ -167,6 +172,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Check { url: Some(url), method, user, json, .. } => {
             check::call(&settings()?, &check::Call { url, method, user }, json).await
         }
+        Command::Doctor(options) => doctor::doctor(&config, &options).await,
         Command::Env(options) => env::env(&settings()?, &options),
         Command::Ca(options) => ca::ca(&settings()?, &options).await,
         Command::Store { command } => store::store(&settings()?, &command).await,

@@ -6,6 +6,7 @@ mod bent;
 mod cases;
 mod connect;
 mod consent;
+mod doctor;
 mod edges;
 mod floors;
 mod framing;

@@ -1,0 +1,72 @@
+"""`doctor` on the runtimes of this machine: what it says of each, and which fix a broken setup leads to."""
+
+import json
+import os
+
+import pytest
+
+from world import HERE
+
+PATH = os.pathsep.join([str(HERE / ".venv/bin"), str(HERE / "node_modules/.bin"), os.environ["PATH"]])
+
+
+def doctor(agent, *command, **environment):
+    """The exit code, the rows by their program and client, and what is said of the environment."""
+    environment = {"PATH": PATH} | environment
+    words = ["--", *command] if command else []
+    done = agent.command("doctor", "--json", "--config", agent.config, *words, check=False, **environment)
+    said = json.loads(done.stdout)
+    rows = {" ".join(filter(None, [row["runtime"], row["client"]])): row for row in said["runtimes"]}
+    assert done.returncode == (0 if said["ok"] else 1)
+    return done.returncode, rows, said["environment"]
+
+
+def test_every_runtime_of_this_machine_is_judged(sidebearer):
+    """CLIENTS.md 1: what was measured there is what doctor finds."""
+    _, rows, environment = doctor(sidebearer())
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    well = ("curl", "wget", "git", "python3 urllib", "python3 requests", "python3 httpx", "python3 pip", "node fetch", "node https")
+    assert {name: verdicts.get(name) for name in well} == dict.fromkeys(well, "ok")
+    assert (rows["curl"]["detail"], rows["python3 requests"]["detail"]) == ("HTTP/2", "HTTP/1.1")
+    # Nobody can give a browser a CA by a variable.
+    assert verdicts["chromium"] == "untrusted"
+    assert "certutil" in rows["chromium"]["fix"]
+    assert environment == []
+
+
+def test_a_scripts_own_python_is_the_one_that_is_tried(sidebearer):
+    agent = sidebearer()
+    python = HERE / ".venv/bin/python"
+    script = agent.folder / "agent.py"
+    script.write_text(f"#!{python}\nraise SystemExit('nobody runs this')\n")
+    script.chmod(0o755)
+    code, rows, _ = doctor(agent, script, PATH="/nowhere")
+    assert code == 0
+    assert {row["program"] for row in rows.values()} == {str(python)}
+    assert {"python3 urllib", "python3 requests", "python3 httpx"} <= rows.keys()
+
+
+@pytest.mark.parametrize(
+    "program, file, text, verdict, fix",
+    [
+        ("curl", ".curlrc", 'noproxy = "*"\n', "direct", "remove `noproxy` from ~/.curlrc, line 1: it wins over the variables"),
+        ("curl", ".curlrc", "silent\ncacert = /dev/null\n", "untrusted", "remove `cacert` from ~/.curlrc, line 2: it wins over the variables"),
+        ("git", ".gitconfig", "[http]\n\tproxy = http://ada:hunter2@127.0.0.1:1\n", "direct", "remove `proxy` from ~/.gitconfig, line 2: it wins over the variables"),
+        ("wget", ".wgetrc", "use_proxy = off\n", "direct", "remove `use_proxy` from ~/.wgetrc, line 1: it wins over the variables"),
+    ],
+)
+def test_a_setting_that_wins_over_the_variables_is_found(sidebearer, program, file, text, verdict, fix):
+    agent = sidebearer()
+    (agent.home / file).write_text(text)
+    code, rows, _ = doctor(agent, program)
+    assert code == 1
+    assert (rows[program]["verdict"], rows[program]["fix"]) == (verdict, fix)
+
+
+def test_an_exception_for_everything_is_gone_behind_exec_and_one_for_a_routed_host_is_told(sidebearer):
+    agent = sidebearer()
+    assert doctor(agent, "curl", NO_PROXY="*")[0] == 0
+    code, rows, environment = doctor(agent, "curl", NO_PROXY=".test")
+    assert (code, rows["curl"]["verdict"]) == (1, "ok")
+    assert [found["code"] for found in environment] == ["no_proxy"]
+    assert environment[0]["fix"] == "take `.test` out of NO_PROXY and no_proxy"
