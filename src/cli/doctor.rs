@@ -5,9 +5,11 @@ mod attempt;
 mod bench;
 mod command;
 mod environment;
+mod present;
 mod probes;
 mod report;
 mod verdict;
+mod watch;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -20,10 +22,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::attempt::How;
 use self::bench::Bench;
 use self::command::{Search, Subject};
+use self::environment::Finding;
 use self::probes::{Client, Runtime};
 use self::report::{Report, Row};
 use self::verdict::Verdict;
 use super::{CliError, load};
+use crate::app::AppError;
 use crate::app::agent::Variable;
 use crate::config::Settings;
 
@@ -38,6 +42,12 @@ pub(super) struct Options {
     /// For scripts.
     #[arg(long)]
     json: bool,
+    /// Try the present variables as they are, in place of those that `exec` sets.
+    #[arg(long)]
+    as_is: bool,
+    /// Run the command behind a sidecar of its own, and tell what came to it.
+    #[arg(long, requires = "command", conflicts_with = "as_is")]
+    run: bool,
     /// Try what this command would use, without running it; every runtime on PATH when left out.
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -46,6 +56,9 @@ pub(super) struct Options {
 /// Tries, prints what came of it, and gives 0 where all is well.
 pub(super) async fn doctor(config: &Path, options: &Options) -> Result<u8, CliError> {
     let settings = settings(config)?;
+    if options.run {
+        return watch::run(settings, &options.command, options.json).await;
+    }
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let report = tokio::select! {
         report = examine(settings.as_ref(), options) => report?,
@@ -84,18 +97,42 @@ async fn examine(settings: Option<&Settings>, options: &Options) -> Result<Repor
     let stocks: Vec<Stock> = stocks.collect().await;
     let calls: Vec<Call<'_>> = stocks.iter().flat_map(Stock::calls).collect();
 
-    let bench = Bench::start(calls.len()).await?;
+    let bench = match Bench::start(calls.len()).await {
+        Ok(bench) => bench,
+        Err(CliError::App(AppError::Roots(error))) => return Ok(no_roots(error.into())),
+        Err(error) => return Err(error),
+    };
     let whole = !options.command.is_empty();
-    let place = Place { bench: &bench, hidden: &hidden, home: std::env::home_dir(), here, whole };
+    let (variables, findings) = variables(settings, options, &bench).await;
+    let home = std::env::home_dir();
+    let explained = options.as_is && findings.iter().any(|found| found.problem);
+    let place = Place { bench: &bench, variables, hidden: &hidden, home, here, whole, explained };
     let tried = stream::iter(calls.iter().enumerate()).map(|(number, call)| place.make(number, call));
     let tried: Vec<Row> = tried.buffered(AT_ONCE).collect().await;
-    let inherited = |name: &str| std::env::var(name).ok();
-    let no_proxy = bench.variables.iter().find(|(name, _)| name == "NO_PROXY").map_or("", |(_, value)| value);
-    let findings = settings.map(|settings| environment::findings(settings, no_proxy, &inherited)).unwrap_or_default();
     let untried = stocks.iter().filter_map(|stock| stock.untried(whole));
     let report = Report { rows: tried.into_iter().chain(untried).collect(), findings };
     bench.end().await;
     Ok(report)
+}
+
+/// No sidecar starts in an environment that leads to no roots; `exec` would not either.
+fn no_roots(error: AppError) -> Report {
+    let finding = Finding { code: "no_roots", problem: true, what: error.to_string(), fix: error.hint() };
+    Report { rows: Vec::new(), findings: vec![finding] }
+}
+
+/// The variables to try with, and what is to be said of them.
+async fn variables(settings: Option<&Settings>, options: &Options, bench: &Bench) -> (Vec<Variable>, Vec<Finding>) {
+    let inherited = |name: &str| std::env::var(name).ok();
+    if !options.as_is {
+        let no_proxy = bench.variables.iter().find(|(name, _)| name == "NO_PROXY").map_or("", |(_, value)| value);
+        return (bench.variables.clone(), environment::findings(settings, no_proxy, &inherited));
+    }
+    let proxy = present::Proxy::named(&inherited).await;
+    let no_proxy = ["NO_PROXY", "no_proxy"].iter().filter_map(|name| inherited(name)).collect::<Vec<_>>().join(",");
+    let mut findings: Vec<_> = proxy.finding().into_iter().chain(present::ca(&inherited)).collect();
+    findings.extend(environment::findings(settings, &no_proxy, &inherited));
+    (present::exchanged(&proxy, &bench.variables, &inherited), findings)
 }
 
 /// A runtime, and what is in it.
@@ -163,11 +200,14 @@ impl Stock {
 /// Where calls are made.
 struct Place<'a> {
     bench: &'a Bench,
+    variables: Vec<Variable>,
     hidden: &'a [String],
     home: Option<PathBuf>,
     here: PathBuf,
     /// Whether programs are shown with their whole path: a command's Python is one of several.
     whole: bool,
+    /// Whether the variables themselves are wrong, so that no client needs a fix of its own.
+    explained: bool,
 }
 
 impl Place<'_> {
@@ -177,7 +217,7 @@ impl Place<'_> {
             call.client.arguments.iter().map(|text| text.replace("{url}", &url).replace("{folder}", &folder));
         let command: Vec<OsString> = call.start.iter().cloned().chain(filled_in.map(OsString::from)).collect();
         let own = call.runtime.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let variables: Vec<Variable> = self.bench.variables.iter().cloned().chain(own).collect();
+        let variables: Vec<Variable> = self.variables.iter().cloned().chain(own).collect();
         let ended = attempt::run(&command, &variables, self.hidden, LIMIT).await;
         let verdict = Verdict::of(self.bench.seen(number).await, &ended);
         let causes = advice::causes(call.client, self.home.as_deref(), &self.here);
@@ -187,7 +227,7 @@ impl Place<'_> {
             version: call.stock.version.clone(),
             client: call.client.name,
             client_version: call.stock.modules.get(call.client.module).cloned().unwrap_or_default(),
-            fix: advice::fix(&verdict, call.client, &causes),
+            fix: advice::fix(&verdict, call.client, &causes).filter(|_| !(self.explained && causes.is_empty())),
             verdict,
         }
     }

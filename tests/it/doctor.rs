@@ -162,9 +162,68 @@ problem: NO_PROXY keeps calls to `api.test` from the proxy
 }
 
 #[tokio::test]
+async fn as_it_is_the_environment_leads_nowhere_without_variables_and_to_the_sidecar_with_them() {
+    let machine = Machine { home: Home::with_provider() };
+    std::fs::create_dir(machine.home.path("bin")).unwrap();
+    let machine = machine.with_client("curl", "trusting");
+    let unset = machine.doctor(&["--as-is"]).await;
+    let expected = "curl 1.2.3  goes direct  nothing of it came to the proxy
+problem: HTTPS_PROXY is not set
+    fix: eval \"$(sidebearer env)\"
+problem: SSL_CERT_FILE is not set
+    fix: eval \"$(sidebearer env)\"
+0 of 1 use the proxy and trust its CA
+";
+    assert_eq!((unset.code, unset.stdout.as_str()), (1, expected));
+
+    let mut sidecar = machine.home.start(["run"]);
+    let line: Value = serde_json::from_str(&sidecar.logs("\"listening\"").await).unwrap();
+    let with = |no_proxy: &str| {
+        let mut command = machine.command(&["--as-is"]);
+        command.env("HTTPS_PROXY", format!("http://{}", line["address"].as_str().unwrap()));
+        command.env("SSL_CERT_FILE", line["ca"].as_str().unwrap()).env("NO_PROXY", no_proxy);
+        ended(command)
+    };
+    let well = with("localhost").await;
+    let expected = "curl 1.2.3  ok  HTTP/1.1\n1 of 1 use the proxy and trust its CA\n";
+    assert_eq!((well.code, well.stdout.as_str()), (0, expected));
+    let excepted = with("*").await;
+    let expected = "curl 1.2.3  goes direct  nothing of it came to the proxy
+problem: NO_PROXY is `*`, which keeps every call from the proxy
+    fix: take `*` out of NO_PROXY and no_proxy
+0 of 1 use the proxy and trust its CA
+";
+    assert_eq!((excepted.code, excepted.stdout.as_str()), (1, expected));
+}
+
+#[tokio::test]
+async fn of_a_command_that_is_run_everything_is_told_that_came_to_the_proxy() {
+    let machine = Machine { home: Home::with_provider() };
+    std::fs::create_dir(machine.home.path("bin")).unwrap();
+    let machine = machine.with_client("agent", "distrusting");
+    let mut command = machine.command(&["--run", "--", "sh", "-c", "echo mine; agent https://api.test/; exit 5"]);
+    command.env("PATH", format!("{}:/usr/bin:/bin", machine.home.path("bin").display()));
+    let distrusting = ended(command).await;
+    let expected = "the command ended with 5, and this came to the proxy:
+api.test:443  no trust   1 of 1 tunnels: received fatal alert: UnknownCA
+";
+    assert_eq!((distrusting.code, distrusting.stdout.as_str()), (1, expected));
+    assert!(distrusting.stderr.contains("mine\n"), "{}", distrusting.stderr);
+
+    std::fs::remove_file(machine.home.path("proxy.yaml")).unwrap();
+    let mut command = machine.command(&["--run", "--json", "--", "true"]);
+    command.env("PATH", "/usr/bin:/bin");
+    let nothing = ended(command).await;
+    let said: Value = serde_json::from_str(&nothing.stdout).unwrap();
+    assert_eq!((nothing.code, said), (1, serde_json::json!({ "ok": false, "exit_code": 0, "hosts": [] })));
+}
+
+#[tokio::test]
 async fn a_wrong_option_and_a_configuration_that_is_not_there_are_told_apart() {
     let machine = Machine::new();
-    assert_eq!(machine.doctor(&["--jsn"]).await.code, 2);
+    for wrong in [&["--jsn"][..], &["--run"], &["--run", "--as-is", "--", "true"]] {
+        assert_eq!(machine.doctor(wrong).await.code, 2, "{wrong:?}");
+    }
     assert_eq!(machine.doctor(&["--config", "none.yaml"]).await.code, 64);
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use tempfile::TempDir;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -32,9 +33,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub(super) struct Bench {
     /// What `exec` would give its command.
     pub variables: Vec<Variable>,
-    prepared: tempfile::TempDir,
+    prepared: TempDir,
     /// Of the store and the API.
-    _folder: tempfile::TempDir,
+    _folder: TempDir,
     _servers: Servers,
     watched: Mutex<Watched>,
     stop: oneshot::Sender<()>,
@@ -50,7 +51,7 @@ struct Watched {
 impl Bench {
     /// Starts it, for so many calls.
     pub async fn start(calls: usize) -> Result<Self, CliError> {
-        let folder = tempfile::Builder::new().prefix("sidebearer-doctor-").tempdir().map_err(cannot)?;
+        let folder = folder()?;
         let servers = Servers::start(&format!("*.{DOMAIN}")).await.map_err(cannot)?;
         let settings = settings(&servers, folder.path(), calls)?;
         let Prepared { app, variables, folder: prepared } = exec::prepare(&settings, UserName::default()).await?;
@@ -135,15 +136,22 @@ fn without_port(authority: &str) -> String {
     authority.rsplit_once(':').map_or(authority, |(host, _)| host).to_owned()
 }
 
+/// A folder for a store that nobody keeps.
+pub(super) fn folder() -> Result<TempDir, CliError> {
+    tempfile::Builder::new().prefix("sidebearer-doctor-").tempdir().map_err(cannot)
+}
+
+/// The settings where there is no proxy.yaml: everything is passed on.
+pub(super) fn no_routes(folder: &Path) -> Result<Settings, CliError> {
+    parse(&format!("listen: 127.0.0.1:0\nroutes: []\n{}", store(folder)), &|_| None)
+}
+
 fn settings(servers: &Servers, folder: &Path, calls: usize) -> Result<Settings, CliError> {
     let root = folder.join("provider.pem");
     std::fs::write(&root, servers.root_pem()).map_err(cannot)?;
-    let mut key = [0; 32];
-    getrandom::fill(&mut key).map_err(|error| cannot(std::io::Error::other(error)))?;
-    let key = BASE64_STANDARD.encode(key);
     let at = servers.address();
     let names: String = (0..calls).map(|call| format!("  {}:443: {at}\n", host(call))).collect();
-    let (root, store) = (root.display(), folder.join("store"));
+    let (root, store) = (root.display(), store(folder));
     let text = format!(
         "listen: 127.0.0.1:0
 extra_ca_files: ['{root}']
@@ -160,18 +168,25 @@ providers:
 routes:
   - host: '*.{DOMAIN}'
     provider: doctor
-store:
-  path: '{}'
-  keys: ['${{STORE_KEY}}']
-",
-        store.display()
+{store}"
     );
-    let secrets = |name: &str| match name {
-        "CLIENT_SECRET" => Some(servers.client_secret().to_owned()),
+    parse(&text, &|name| (name == "CLIENT_SECRET").then(|| servers.client_secret().to_owned()))
+}
+
+fn store(folder: &Path) -> String {
+    format!("store:\n  path: '{}'\n  keys: ['${{STORE_KEY}}']\n", folder.join("store").display())
+}
+
+/// Reads settings as anyone's would be; the store's key is a new one.
+fn parse(text: &str, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Settings, CliError> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|error| cannot(std::io::Error::other(error)))?;
+    let key = BASE64_STANDARD.encode(key);
+    let environment = |name: &str| match name {
         "STORE_KEY" => Some(key.clone()),
-        name => std::env::var(name).ok(),
+        name => secrets(name).or_else(|| std::env::var(name).ok()),
     };
-    let settings = config::parse("doctor.yaml", &text, &secrets)?;
+    let settings = config::parse("doctor.yaml", text, &environment)?;
     Ok(Settings { admin: None, ..settings })
 }
 

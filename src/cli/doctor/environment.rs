@@ -26,11 +26,22 @@ impl Finding {
 
 /// What is to be said of the variables that the calls were tried with, and of those that an agent inherits.
 pub(super) fn findings(
-    settings: &Settings,
+    settings: Option<&Settings>,
     no_proxy: &str,
     inherited: &dyn Fn(&str) -> Option<String>,
 ) -> Vec<Finding> {
-    excluded(settings, no_proxy).into_iter().chain(keys(settings, inherited)).collect()
+    let keys = settings.map(|settings| keys(settings, inherited)).unwrap_or_default();
+    everything(no_proxy).or_else(|| excluded(settings?, no_proxy)).into_iter().chain(keys).collect()
+}
+
+/// NO_PROXY keeps everything from the proxy.
+fn everything(no_proxy: &str) -> Option<Finding> {
+    no_proxy.split(',').any(|entry| entry.trim() == "*").then(|| Finding {
+        code: "no_proxy",
+        problem: true,
+        what: "NO_PROXY is `*`, which keeps every call from the proxy".to_owned(),
+        fix: "take `*` out of NO_PROXY and no_proxy".to_owned(),
+    })
 }
 
 /// Routed hosts that NO_PROXY keeps from the proxy.
@@ -53,11 +64,11 @@ fn excluded(settings: &Settings, no_proxy: &str) -> Option<Finding> {
 }
 
 /// Whether an entry of NO_PROXY covers a host, as most clients read it: the host itself and all below it.
-pub(super) fn covers(entry: &str, host: &str) -> bool {
+fn covers(entry: &str, host: &str) -> bool {
     let name = entry.rsplit_once(':').map_or(entry, |(name, _)| name);
     let name = name.strip_prefix("*.").unwrap_or(name).trim_start_matches('.').to_ascii_lowercase();
     let below = host.strip_suffix(&name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    entry == "*" || (!name.is_empty() && below)
+    !name.is_empty() && below
 }
 
 /// Keys of routed providers that an agent would hold, where the proxy makes them needless.
@@ -102,15 +113,18 @@ store: {path: /s, keys: ['${K}']}
     fn an_exception_that_covers_a_routed_host_is_a_problem() {
         let nothing = |_: &str| None;
         let said =
-            |no_proxy: &str| findings(&settings(), no_proxy, &nothing).into_iter().next().map(|found| found.what);
+            |no_proxy: &str| findings(Some(&settings()), no_proxy, &nothing).into_iter().next().map(|found| found.what);
         let github = Some("NO_PROXY keeps calls to `api.github.com` from the proxy".to_owned());
         for no_proxy in ["api.github.com", "x, .github.com", "*.github.com", "GitHub.com:443"] {
             assert_eq!(said(no_proxy), github, "{no_proxy}");
         }
         let both = "NO_PROXY keeps calls to `api.github.com`, `eu.example.org` from the proxy".to_owned();
-        assert_eq!(said("*"), Some(both));
+        assert_eq!(said("com,org"), Some(both));
+        let all = "NO_PROXY is `*`, which keeps every call from the proxy".to_owned();
+        assert_eq!(said("localhost, *"), Some(all.clone()));
+        assert_eq!(findings(None, "*", &nothing)[0].what, all);
         assert_eq!(said("localhost,127.0.0.1,::1,hub.com,example.net"), None);
-        let found = findings(&settings(), "a,.example.org", &nothing);
+        let found = findings(Some(&settings()), "a,.example.org", &nothing);
         assert_eq!(found[0].fix, "take `.example.org` out of NO_PROXY and no_proxy");
         assert!(found[0].problem);
     }
@@ -119,7 +133,7 @@ store: {path: /s, keys: ['${K}']}
     fn a_key_that_the_proxy_makes_needless_is_noted_and_a_placeholder_is_not() {
         let found = |value: &str| {
             let value = value.to_owned();
-            findings(&settings(), "", &move |name| (name == "GH_TOKEN").then(|| value.clone()))
+            findings(Some(&settings()), "", &move |name| (name == "GH_TOKEN").then(|| value.clone()))
         };
         let noted = found("ghp_canary");
         assert_eq!((noted.len(), noted[0].code, noted[0].problem), (1, "own_key", false));

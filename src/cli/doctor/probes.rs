@@ -244,8 +244,8 @@ fetch(process.argv[1], { signal: AbortSignal.timeout(8000) }).then(answer => ans
         },
     ],
 };
-const NODE_DIRECT: &str = "Node before 22.21 (and 24.0 to 24.4) does not look at HTTPS_PROXY by itself: install a later one, or run it by \
-     `sidebearer exec`";
+const NODE_DIRECT: &str = "Node before 22.21 (and 24.0 to 24.4) does not look at HTTPS_PROXY by itself: run it by \
+                           `sidebearer exec`, or install a later one";
 
 const NPM: Runtime = Runtime {
     programs: &["npm"],
@@ -324,6 +324,6 @@ impl Runtime {
     pub fn of(file_name: &str) -> Option<&'static Runtime> {
         let plain = |name: &str| name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_owned();
         let is = |program: &&str| *program == file_name || plain(program) == plain(file_name);
-        RUNTIMES.iter().find(|runtime| runtime.programs.iter().any(|program| is(&program)))
+        RUNTIMES.iter().find(|runtime| runtime.programs.iter().any(is))
     }
 }

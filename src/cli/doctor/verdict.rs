@@ -114,7 +114,8 @@ impl Verdict {
     }
 }
 
-fn protocol(tls: Option<bool>) -> &'static str {
+/// What was spoken in a tunnel.
+pub(super) fn protocol(tls: Option<bool>) -> &'static str {
     match tls {
         Some(true) => "HTTP/2",
         Some(false) => "HTTP/1.1",
