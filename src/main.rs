@@ -1,9 +1,15 @@
 //! Parses the command line, runs the command, prints an error with its hint, and gives the exit code.
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::Parser;
 use sidebearer::cli::{self, Cli};
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes what it frees: a token also passes through buffers of TLS, HTTP and JSON, which are not ours to wipe.
+#[global_allocator]
+static WIPED: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
