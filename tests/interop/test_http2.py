@@ -325,6 +325,35 @@ def test_readers_that_stall_do_not_stop_whoever_shares_their_connection_to_the_a
         one.close()
 
 
+def test_uploads_that_stall_do_not_stop_an_agents_others(between):
+    """Each of them fills its stream's window towards the sidecar, since the API takes nothing more of it."""
+
+    def react(peer, event):
+        match event:
+            case h2.events.RemoteSettingsChanged():
+                # What stalls here are single streams, and not the connection to the API.
+                peer.h2.increment_flow_control_window(1 << 30)
+            case h2.events.RequestReceived() if dict(event.headers)[":path"] == "/live":
+                peer.live = event.stream_id
+                echo(peer, event)
+            case h2.events.DataReceived() | h2.events.StreamEnded() if event.stream_id == getattr(peer, "live", None):
+                echo(peer, event)
+
+    agent = between(react)
+    # With them comes the size of the windows.
+    agent.wait_for(h2.events.SettingsAcknowledged)
+    filled = 0
+    for _ in range(40):
+        stream = agent.request("POST", "/stalled", end=False)
+        while room := agent.h2.local_flow_control_window(stream):
+            agent.send(stream, bytes(min(room, 16384)), end=False)
+            filled += min(room, 16384)
+    assert filled > 32 << 20
+    live = agent.request("POST", "/live", end=False)
+    agent.send(live, BODY)
+    assert agent.answer(live).body == BODY
+
+
 def wait_until_still(figure):
     """What a figure has grown to once it grows no more."""
     while True:
