@@ -10,7 +10,9 @@ mod headers;
 mod intercept;
 mod missing;
 mod pace;
+mod patience;
 mod reject;
+mod stalls;
 mod target;
 mod tunnel;
 mod websocket;
@@ -48,13 +50,19 @@ use body::{Budget, ResponseBody};
 use caller::{Agent, Caller, Door, Entrance};
 use missing::Missing;
 use pace::Paced;
+use patience::Patience;
 use reject::Reject;
+use stalls::Stalls;
 use target::Target;
 
 const H2_STREAMS: u32 = 1024;
 const H2_WINDOW: u32 = 1 << 20;
 /// So many uploads may stall on their upstreams before they stop an agent's others.
 const H2_CONNECTION_WINDOW: u32 = 64 * H2_WINDOW;
+/// For each stream, when an agent opens its windows and does not read.
+const H2_SEND_BUFFER: usize = 64 << 10;
+/// Who does not answer 20 s later is gone.
+const H2_PING_EVERY: Duration = Duration::from_secs(60);
 
 /// The proxy. A clone is the same one.
 #[derive(Clone)]
@@ -97,6 +105,7 @@ struct Inner {
     door: Door,
     missing: Missing,
     budget: Budget,
+    stalls: Stalls,
     /// How this process names itself in `Via`; another Sidebearer has another name.
     pseudonym: headers::Pseudonym,
     /// Routed hosts whose tunnels failed, each told of once.
@@ -125,11 +134,13 @@ impl Proxy {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
         let places = Arc::new(Semaphore::new(parts.limits.max_connections));
+        let stalls = Stalls::start(parts.limits.write_timeout);
         let inner = Inner {
             door: Door::new(parts.agents.clone(), parts.user.clone()),
             missing: Missing::default(),
             parts,
             budget: Budget::default(),
+            stalls,
             pseudonym: headers::Pseudonym::random(),
             failing: dashmap::DashSet::new(),
             places,
@@ -190,10 +201,15 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let requested = Notify::new();
+        let (requested, patience) = (Notify::new(), Patience::default());
         let service = service_fn(|request| {
             requested.notify_one();
-            self.clone().handle(request, arrival.clone())
+            let (handled, begun) = (self.clone().handle(request, arrival.clone()), patience.begin());
+            async move {
+                let handled = handled.await;
+                begun.answered();
+                handled
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -202,11 +218,16 @@ impl Proxy {
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(self.limits().max_head as u32)
+            .max_send_buf_size(H2_SEND_BUFFER)
+            .keep_alive_interval(H2_PING_EVERY)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
         let quiet =
             async { while tokio::time::timeout(self.limits().idle_timeout, requested.notified()).await.is_ok() {} };
-        self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet).await;
+        tokio::select! {
+            () = self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet) => {}
+            () = patience.lost() => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
+        }
     }
 
     /// Serves a connection to its end; when the stop begins or it is quiet, only what is under way on it.
@@ -261,6 +282,10 @@ impl Proxy {
         arrival: Arrival,
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Reject> {
+        // In HTTP/2 a byte can stand for a field of any size.
+        if request.headers().len() > self.limits().max_headers {
+            return Err(Reject::TooManyFields);
+        }
         admit::check(&request, &self.inner.pseudonym)?;
         let (origin, caller) = match arrival {
             Arrival::Tunnel(tunnel) => {

@@ -14,7 +14,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::headers;
-use crate::upstream::{BodyError, RequestBody, UpstreamBody};
+use super::stalls::Reading;
+use crate::upstream::{BodyError, RequestBody};
 
 /// All bodies kept by this process together (SEMANTICS C7).
 const BUDGET: usize = 64 << 20;
@@ -196,7 +197,7 @@ pub(super) enum ResponseBody {
     /// Our own.
     Whole(Option<Bytes>),
     /// The upstream's, after what was read ahead of it.
-    Upstream { ahead: VecDeque<Result<Frame<Bytes>, BodyError>>, rest: UpstreamBody, watcher: Option<Watcher> },
+    Upstream { ahead: VecDeque<Result<Frame<Bytes>, BodyError>>, rest: Reading, watcher: Option<Watcher> },
 }
 
 impl ResponseBody {
@@ -229,8 +230,8 @@ impl ResponseBody {
     }
 }
 
-impl From<UpstreamBody> for ResponseBody {
-    fn from(rest: UpstreamBody) -> Self {
+impl From<Reading> for ResponseBody {
+    fn from(rest: Reading) -> Self {
         Self::Upstream { ahead: VecDeque::new(), rest, watcher: None }
     }
 }

@@ -258,7 +258,11 @@ impl<'a> Outgoing<'a> {
             // As it is, it would tell the agent that its WebSocket is open.
             return Err(Reject::NoWebSocket(status));
         }
-        Ok(Answer { response: response.map(ResponseBody::from), switched: None, step_up: None })
+        Ok(Answer { response: self.on_its_way(response), switched: None, step_up: None })
+    }
+
+    fn on_its_way(&self, response: Pooled) -> Response<ResponseBody> {
+        response.map(|body| ResponseBody::from(self.proxy.inner.stalls.watch(body)))
     }
 
     /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
@@ -303,7 +307,7 @@ impl<'a> Outgoing<'a> {
         });
         let asked = asked.ok_or(Reject::Unasked)?;
         let upstream = Switched::by(&mut response);
-        Ok(Answer { response: response.map(ResponseBody::from), switched: Some((asked, upstream)), step_up: None })
+        Ok(Answer { response: self.on_its_way(response), switched: Some((asked, upstream)), step_up: None })
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) enum Reject {
     Misdirected,
     #[error("the request's framing can be read in more than one way")]
     Framing,
+    #[error("the request has too many header fields")]
+    TooManyFields,
     #[error("the expectation is not `100-continue`")]
     Expectation,
     #[error("{0}")]
@@ -83,6 +85,7 @@ impl Reject {
             Reject::UnknownProtocol => "unknown_protocol",
             Reject::Misdirected => "authority_mismatch",
             Reject::Framing => "bad_framing",
+            Reject::TooManyFields => "too_many_fields",
             Reject::Expectation => "unknown_expectation",
             Reject::Path(_) => "ambiguous_path",
             Reject::TokenInQuery => "token_in_query",
@@ -116,6 +119,7 @@ impl Reject {
             | Reject::Path(_) => StatusCode::BAD_REQUEST,
             Reject::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Reject::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Reject::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reject::Expectation => StatusCode::EXPECTATION_FAILED,
             Reject::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Reject::Loop | Reject::Upstream(UpstreamError::Loop) => StatusCode::LOOP_DETECTED,
@@ -149,6 +153,7 @@ impl Reject {
             Reject::ConnectInTunnel | Reject::UnknownProtocol => "send CONNECT to the proxy itself".into(),
             Reject::Misdirected => "open a tunnel of its own for each host".into(),
             Reject::Framing => "send either one Content-Length or `Transfer-Encoding: chunked`".into(),
+            Reject::TooManyFields => "send fewer, or let the operator raise `limits.max_headers` in `proxy.yaml`".into(),
             Reject::Expectation => "send `Expect: 100-continue` or none".into(),
             Reject::Path(_) => {
                 "send the path without `..`, `//`, `;` or encoded separators: a route depends on it".into()

@@ -24,13 +24,16 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::empties::WithoutEmpties;
 use super::{BodyError, Origin, RequestBody, UpstreamError, websocket};
 
-const STREAM_WINDOW: u32 = 1 << 20;
+/// What an agent that does not read keeps waiting for each of its answers.
+const STREAM_WINDOW: u32 = 256 << 10;
 /// Room for every stream's window: agents that do not read must not stop what the others read on the same connection.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// How much less than 256 bytes all small frames that are unread may hold together; `h2` closes the connection beyond.
-const SMALL_FRAMES: usize = 64 << 20;
+/// Language models send a frame for each word: the full windows of a hundred such answers may wait.
+const SMALL_FRAMES: usize = 128 << 20;
 const MAX_HEADER_LIST: u32 = 256 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 /// What agents canceled is remembered: frames that were under way are errors otherwise, and too many of those end the
@@ -78,7 +81,7 @@ impl Connection {
             .max_concurrent_reset_streams(CANCELED)
             .reset_stream_duration(CANCELED_FOR)
             .enable_push(false)
-            .handshake(io);
+            .handshake(WithoutEmpties::new(io));
         let (sender, mut connection) = handshake.await.map_err(|error| UpstreamError::from_h2(&error))?;
         let state = Arc::new(State {
             pings: Mutex::new(connection.ping_pong()),

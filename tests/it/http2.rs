@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use http::{Request, Response};
 
 use crate::world::answer::{Filler, Gate};
-use crate::world::frames::{self, DATA, END_HEADERS, Frames, HEADERS, frame};
+use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, WINDOW_UPDATE, frame};
 use crate::world::log::unread;
 use crate::world::server::{Seen, Server};
 use crate::world::{Setup, World, soon};
@@ -188,4 +188,69 @@ async fn three_thousand_requests_at_once_all_go_through_an_upstream_of_a_hundred
         REQUESTS
     );
     assert_eq!((most.load(Ordering::SeqCst), world.api.met().0), (800, 8));
+}
+
+/// The API answers `/words` with so many small frames, as language models do, and `/pauses` with empty ones between.
+fn speaks_in_words(world: &World, words: usize) {
+    world.api.is_served_by(move |_, io| async move {
+        let mut connection = h2::server::handshake(io).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            tokio::spawn(unread(async move {
+                let mut to = respond.send_response(Response::new(()), false).unwrap();
+                match request.uri().path() {
+                    "/words" => {
+                        for _ in 0..words {
+                            let _ = to.send_data(Bytes::from_static(&[b'w'; 50]), false);
+                        }
+                    }
+                    "/pauses" => {
+                        for _ in 0..200 {
+                            let _ = to.send_data(Bytes::new(), false);
+                        }
+                    }
+                    _ => {}
+                }
+                let _ = to.send_data(Bytes::from_static(b"done"), true);
+            }));
+        }
+    });
+}
+
+#[tokio::test]
+async fn answers_in_small_frames_may_wait_for_their_agents_while_others_are_read() {
+    // trap 5 of the h2 crate: it closes the connection over unread small frames.
+    const WORDS: usize = 6000;
+    const STREAMS: [u32; 4] = [1, 3, 5, 7];
+    let world = speaking_h2().await;
+    speaks_in_words(&world, WORDS);
+    let mut slow = world.api_h2().await.frames().await;
+    slow.says(frames::settings(&[(4, 0)])).await;
+    for stream in STREAMS {
+        slow.says(frame(HEADERS, END_HEADERS | END_STREAM, stream, frames::request("GET", "/words", &[]))).await;
+        slow.hears_a(HEADERS).await;
+    }
+    for _ in 0..10 {
+        assert_eq!(world.call("GET", "/x").over_h2().send().await.text(), "done");
+    }
+    slow.says(frame(WINDOW_UPDATE, 0, 0, (1u32 << 24).to_be_bytes())).await;
+    slow.says(frames::settings(&[(4, 1 << 20)])).await;
+    let (mut length, mut ended) = (0, 0);
+    while ended < STREAMS.len() {
+        let heard = slow.hears().await.unwrap();
+        assert_ne!(heard.kind, frames::RST_STREAM, "an answer breaks off");
+        ended += usize::from(heard.ends_stream());
+        length += if heard.kind == DATA { heard.payload.len() } else { 0 };
+    }
+    assert_eq!((length, world.api.met().0), (STREAMS.len() * (50 * WORDS + 4), 1));
+}
+
+#[tokio::test]
+async fn an_upstream_may_send_as_many_empty_frames_as_it_likes() {
+    // trap 5 of the h2 crate: it closes the connection after a hundred.
+    let world = speaking_h2().await;
+    speaks_in_words(&world, 0);
+    for _ in 0..3 {
+        assert_eq!(world.call("GET", "/pauses").over_h2().send().await.text(), "done");
+    }
+    assert_eq!(world.api.met().0, 1);
 }

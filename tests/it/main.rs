@@ -2,6 +2,7 @@
 
 mod admin;
 mod answers;
+mod attacks;
 mod bent;
 mod cases;
 mod connect;

@@ -13,11 +13,15 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
 
 pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
+pub const PROTOCOL_ERROR: u32 = 1;
+pub const REFUSED_STREAM: u32 = 7;
 pub const CANCEL: u32 = 8;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -33,6 +37,11 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The four bytes at this place of the payload.
+    pub fn number(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+
     /// The stream ends with it.
     pub fn ends_stream(&self) -> bool {
         matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0
@@ -66,12 +75,51 @@ pub fn settings(fields: &[(u16, u32)]) -> Vec<u8> {
     frame(SETTINGS, 0, 0, payload)
 }
 
+/// A header block without compression (RFC 7541 section 6.2.2): whatever stands in the fields.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+/// A request's header block, with these further fields.
+pub fn request(method: &str, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", method), (":scheme", "https"), (":authority", "api.test"), (":path", path)];
+    block(&[&pseudo, fields].concat())
+}
+
+/// A string of RFC 7541 section 5.2.
+pub fn text(text: &str) -> Vec<u8> {
+    [integer(7, text.len()), text.as_bytes().to_vec()].concat()
+}
+
+/// A number with so many bits in its first byte (RFC 7541 section 5.1).
+pub fn integer(bits: u8, mut number: usize) -> Vec<u8> {
+    let most = (1 << bits) - 1;
+    if number < most {
+        return vec![number as u8];
+    }
+    number -= most;
+    let mut bytes = vec![most as u8];
+    while number >= 128 {
+        bytes.push((number % 128 + 128) as u8);
+        number /= 128;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
 /// A connection that speaks in frames. It acknowledges settings and pings only when told to.
 pub struct Frames {
     io: Box<dyn Bytestream>,
 }
 
 impl Frames {
+    /// The agent's side, with default settings.
+    pub async fn agent(io: Box<dyn Bytestream>) -> Self {
+        let mut frames = Self { io };
+        frames.says([PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, [])].concat()).await;
+        frames
+    }
+
     /// The server's side, with these settings.
     pub async fn server(mut io: Box<dyn Bytestream>, own: &[(u16, u32)]) -> Self {
         let mut preface = [0; PREFACE.len()];
@@ -105,6 +153,16 @@ impl Frames {
         .await
     }
 
+    /// The next frame of this kind; what comes before it is passed over.
+    pub async fn hears_a(&mut self, kind: u8) -> Frame {
+        loop {
+            let frame = self.hears().await.expect("the connection ended");
+            if frame.kind == kind {
+                return frame;
+            }
+        }
+    }
+
     /// The next request's stream, once the request is whole; pings are answered. None when the connection ends.
     pub async fn hears_a_request(&mut self) -> Option<u32> {
         loop {
@@ -122,6 +180,15 @@ impl Frames {
     pub async fn answers(&mut self, stream: u32, body: &str) {
         let head = frame(HEADERS, END_HEADERS, stream, [0x88]);
         self.says([head, frame(DATA, END_STREAM, stream, body)].concat()).await;
+    }
+
+    /// All frames until the other side closes.
+    pub async fn hears_to_the_end(&mut self) -> Vec<Frame> {
+        let mut all = Vec::new();
+        while let Some(frame) = self.hears().await {
+            all.push(frame);
+        }
+        all
     }
 
     /// Closes it.

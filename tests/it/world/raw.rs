@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::agent::{Heard, Reply, Streams};
+use super::frames::Frames;
 use super::log::{Unread, unread};
 use super::{DEADLINE, soon};
 
@@ -214,6 +215,11 @@ impl Raw {
         let (sender, connection) = soon(unread(h2::client::handshake(self.io))).await.unwrap();
         tokio::spawn(unread(connection));
         sender
+    }
+
+    /// Speaks HTTP/2 on it, frame by frame.
+    pub async fn frames(self) -> Frames {
+        Frames::agent(self.io).await
     }
 
     /// Speaks HTTP/1.1 on it, for one request.
