@@ -6,6 +6,7 @@ pub mod caller;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod half;
 mod headers;
 mod intercept;
 mod missing;
@@ -182,7 +183,12 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (service, limits) = (service_fn(|request| self.clone().handle(request, arrival.clone())), self.limits());
+        let (answers, limits) = (half::Answers::default(), self.limits());
+        let service = service_fn(|request| {
+            let (handled, answer) = (self.clone().handle(request, arrival.clone()), answers.begin());
+            async move { handled.await.map(|response| response.map(|body| answer.with(body))) }
+        });
+        let io = half::HeldEnd::new(io, answers.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // From the end of one request to the end of the next one's head; a head that has begun has a limit of its own.

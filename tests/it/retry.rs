@@ -178,14 +178,33 @@ async fn an_agent_that_hangs_up_cancels_its_retry_but_not_the_renewal() {
     let gate = Gate::shut();
     world.provider_answers([usual(), usual().once(&gate)]);
     world.api_answers([401]);
+    let mut agent = world.api_connection().await;
+    agent.says("GET /me HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+    world.auth.has_seen(2).await;
+    // Without TLS's goodbye, behind which an answer could still be waited for.
+    drop(agent);
+    // Whoever answers this has been told of the hang-up, which came before.
+    world.tunnel("api.test:443").await;
+    gate.open();
+    world.obtained_tokens(2).await;
+    assert_eq!(world.get("/me").await.status, 200);
+    assert_eq!(world.api.tokens(), [world.issued.access(1), world.issued.access(2)]);
+}
+
+#[tokio::test]
+async fn an_agent_that_cancels_its_stream_cancels_its_retry_but_not_the_renewal() {
+    // RTY-010, TOK-040
+    let world = Setup::new().connected(&["default"]).start().await;
+    let gate = Gate::shut();
+    world.provider_answers([usual(), usual().once(&gate)]);
+    world.api_answers([401]);
     {
-        let call = std::pin::pin!(world.call("GET", "/me").send());
+        let call = std::pin::pin!(world.call("GET", "/me").over_h2().send());
         tokio::select! {
             _ = call => panic!("it was answered"),
             () = world.auth.has_seen(2) => {}
         }
     }
-    // Whoever answers this has been told of the hang-up, which came before.
     world.tunnel("api.test:443").await;
     gate.open();
     world.obtained_tokens(2).await;

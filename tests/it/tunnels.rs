@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use http::{Request, Version};
 use sidebearer::drain::Drained;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use crate::world::answer::{Answer, Filler, Gate};
 use crate::world::log::unread;
@@ -157,6 +157,77 @@ async fn a_stop_lets_live_requests_finish() {
     assert_eq!(agent.hears().await.status, 200);
     assert_eq!(agent.hears_to_the_end().await, "");
     assert_eq!(world.ends().await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_its_side_after_the_request_hears_the_whole_answer() {
+    for protocol in ["http/1.1", "h2"] {
+        let world = Setup::new().api_speaks(&[protocol]).start().await;
+        let gate = Gate::shut();
+        world.api_answers([Answer::from(200).saying_bytes(3 << 20).once(&gate)]);
+        let mut agent = world.api_connection().await;
+        agent.says("POST /x HTTP/1.1\r\nHost: api.test\r\nContent-Length: 5\r\n\r\nhello").await.says_end().await;
+        world.api.has_seen(1).await;
+        agent.hears_nothing_yet().await;
+        gate.open();
+        let reply = agent.hears().await;
+        assert_eq!((reply.status, reply.body.len()), (200, 3 << 20));
+        assert_eq!(agent.hears_to_the_end().await, "", "and then the connection ends");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_without_tls_may_end_its_side_too() {
+    let world = World::start().await;
+    let gate = Gate::shut();
+    world.plain.answers([Answer::from(200).once(&gate)]);
+    let mut agent = world.connection().await;
+    agent.says("GET http://plain.test/x HTTP/1.1\r\nHost: plain.test\r\n\r\n").await.says_end().await;
+    world.plain.has_seen(1).await;
+    agent.hears_nothing_yet().await;
+    gate.open();
+    assert_eq!(agent.hears().await.text(), "scripted 200\n");
+    assert_eq!(agent.hears_to_the_end().await, "");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_under_way_ends_when_the_agent_ends_it() {
+    let world = World::start().await;
+    let mut agent = world.api_connection().await;
+    agent.says("GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+    assert_eq!(agent.hears().await.status, 200);
+    agent.says_end().await;
+    let started = std::time::Instant::now();
+    assert_eq!(agent.hears_to_the_end().await, "");
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "it is waited out");
+}
+
+#[tokio::test]
+async fn either_side_of_a_tunnel_may_end_before_the_other() {
+    let world = World::start().await;
+    for server_first in [false, true] {
+        world.plain.is_served_by(move |_, mut io| async move {
+            let mut heard = [0; 5];
+            if server_first {
+                io.write_all(b"first").await.unwrap();
+                io.shutdown().await.unwrap();
+                io.read_exact(&mut heard).await.unwrap();
+                assert_eq!((&heard, io.read(&mut [0]).await.unwrap()), (b"later", 0));
+                return;
+            }
+            io.read_exact(&mut heard).await.unwrap();
+            assert_eq!((&heard, io.read(&mut [0]).await.unwrap()), (b"first", 0));
+            io.write_all(b"later").await.unwrap();
+        });
+        let mut agent = world.tunnel("plain.test:80").await;
+        if server_first {
+            assert_eq!(agent.hears_to_the_end().await, "first");
+            agent.says("later").await.says_end().await;
+        } else {
+            agent.says("first").await.says_end().await;
+            assert_eq!(agent.hears_to_the_end().await, "later");
+        }
+    }
 }
 
 /// Writes one byte at a time.
