@@ -228,7 +228,8 @@ impl Reject {
         if matches!(self, Reject::Trace) {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
-        if matches!(self, Reject::Framing | Reject::Misdirected | Reject::TwoHosts | Reject::NoHost) {
+        let not_for_us = matches!(self, Reject::NotForAProxy | Reject::NeedsConnect);
+        if not_for_us || matches!(self, Reject::Framing | Reject::Misdirected | Reject::TwoHosts | Reject::NoHost) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -329,10 +329,14 @@ impl Answer {
         let left = if answer.body().is_end_stream() { Some(0) } else { length };
         answer.map(|from| Self { from, left, data_ended: false, upload, stream })
     }
+}
 
-    /// The answer is whole, and the server may still want the rest of the request.
-    fn ended(&mut self) {
-        self.upload.0 = None;
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // The answer is whole, and the server may still want the rest of the request.
+        if self.from.is_end_stream() {
+            self.upload.0 = None;
+        }
     }
 }
 
@@ -350,16 +354,12 @@ impl Body for Answer {
                     this.stream.heard();
                     let _ = this.from.flow_control().release_capacity(data.len());
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
-                    if this.from.is_end_stream() {
-                        this.ended();
-                    }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 None => this.data_ended = true,
             }
         }
         let trailers = ready!(this.from.poll_trailers(cx)).map_err(broken)?;
-        this.ended();
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
