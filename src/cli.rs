@@ -67,6 +67,9 @@ enum Command {
         /// For whom the command acts.
         #[arg(long, default_value_t, value_name = "NAME")]
         user: UserName,
+        /// Have an NSS database trust the CA, for a browser whose HOME or XDG_DATA_HOME is set to where it is.
+        #[arg(long, value_name = "DIR")]
+        nss: Option<PathBuf>,
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<std::ffi::OsString>,
@@ -159,7 +162,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
     let settings = || load(&config);
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => run::run(&settings()?).await,
-        Command::Exec { user, command } => exec::exec(settings()?, user, &command).await,
+        Command::Exec { user, nss, command } => exec::exec(settings()?, user, nss.as_deref(), &command).await,
         Command::Demo { command } => demo::demo(&command).await,
         Command::Import { provider, user, refresh_token_file } => {
             import::import(&settings()?, &provider, user, &refresh_token_file).await
@@ -248,6 +251,12 @@ impl CliError {
             CliError::Config(_) => 64,
             CliError::App(_) | CliError::Failed { .. } => 1,
         }
+    }
+}
+
+impl From<crate::app::agent::NssError> for CliError {
+    fn from(error: crate::app::agent::NssError) -> Self {
+        CliError::failed(error.to_string(), error.hint())
     }
 }
 

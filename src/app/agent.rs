@@ -1,6 +1,7 @@
 //! The variables that bring an agent's clients under the proxy, as measured client by client.
 
 mod files;
+mod nss;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::routes::{Action, Routes};
 use crate::secret::{PLACEHOLDER, Secret};
 
 pub use self::files::files;
+pub use self::nss::{NssError, trust};
 
 /// Where clients look for a proxy. With a scheme: several of them refuse `host:port`.
 const PROXY: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];

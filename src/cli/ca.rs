@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::CliError;
-use crate::app;
+use crate::app::{self, agent};
 use crate::ca::files::CaFiles;
 use crate::config::Settings;
 
@@ -24,6 +24,9 @@ pub(super) struct Options {
     /// Write a PKCS #12 truststore for Java.
     #[arg(long, value_name = "PATH")]
     java: Option<PathBuf>,
+    /// Have an NSS database trust the root, for a browser of its own (HOME or XDG_DATA_HOME).
+    #[arg(long, value_name = "DIR")]
+    nss: Option<PathBuf>,
 }
 
 /// Prints or writes it.
@@ -38,6 +41,11 @@ pub(super) async fn ca(settings: &Settings, options: &Options) -> Result<u8, Cli
             written.map_err(|error| {
                 CliError::failed(format!("cannot write {}: {error}", to.display()), "name a file that can be written")
             })?;
+            Ok(0)
+        }
+        Options { nss: Some(database), .. } => {
+            read(&files.ca)?;
+            agent::trust(database, &files.ca)?;
             Ok(0)
         }
         _ => describe(settings, &files).await,

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -18,10 +19,17 @@ use crate::proxy::caller::Entrance;
 const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Runs a command with the variables that bring it under the proxy, and gives its exit code.
-pub(super) async fn exec(settings: Settings, user: UserName, command: &[OsString]) -> Result<u8, CliError> {
+pub(super) async fn exec(
+    settings: Settings,
+    user: UserName,
+    nss: Option<&Path>,
+    command: &[OsString],
+) -> Result<u8, CliError> {
     let settings = private(settings);
     let Prepared { app, variables, folder: _folder } = prepare(&settings, user).await?;
-
+    if let Some(database) = nss {
+        agent::trust(database, &app.ca_files.ca)?;
+    }
     let (ended, stop) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(app.run(async {
         let _ = stop.await;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,7 +34,7 @@ def node(name):
 GIT = "number=$((number + 1)); git clone -q https://api.test/git/notes.git clone-$number; cat clone-$number/README"
 PROGRAMS = {
     "curl": shell("curl -fsS https://api.test/echo", "curl -fsSN https://api.test/events"),
-    "wget": shell("wget -qO- https://api.test/echo", "wget -qO- https://api.test/events"),
+    "wget": shell("wget -nv -O- https://api.test/echo", "wget -nv -O- https://api.test/events"),
     "gh": shell("gh api echo", "gh api events"),
     "git, GnuTLS": shell(GIT),
     "git, OpenSSL": shell(GIT),
@@ -47,6 +48,7 @@ PROGRAMS = {
     **node("fetch"),
     **node("https"),
     **node("undici"),
+    "Node 22, undici 8": program(NODE, CLIENTS / "node/undici8.mjs"),
     **node("axios"),
     **node("got"),
     **node("node-fetch"),
@@ -55,7 +57,21 @@ PROGRAMS = {
     **node("anthropic"),
     "Java HttpClient": program("java", CLIENTS / "Client.java"),
     "Rust reqwest": program(TARGET / "debug/reqwest-client"),
+    # With a home of its own, so that the user's browser goes on trusting whom it did.
+    "Chromium": ["sh", "-c", 'HOME=$PWD/browser exec "$@"', "sh", *python("chromium")],
 }
+OPTIONS = {"Chromium": ["--nss", "browser/.pki/nssdb"]}
+# A client that has all of our variables but those for the CA.
+UNTRUSTING = """
+for name in $(env | sed -n 's,=.*/\\(ca\\|bundle\\)\\.pem$,,p') WGETRC; do unset "$name"; done
+export JAVA_TOOL_OPTIONS="${JAVA_TOOL_OPTIONS%% -Djavax*}"
+exec "$@"
+"""
+# One for each way to trust.
+STACKS = [
+    "curl", "wget", "gh", "git, GnuTLS", "git, OpenSSL", "Python requests", "Python httpx", "Python aiohttp, trust_env",
+    "Node 22, fetch", "Node 20, fetch", "Node 20, https", "Java HttpClient", "Rust reqwest", "Chromium",
+]
 # These have nothing to stream.
 WHOLE = {"git, GnuTLS", "git, OpenSSL"}
 # An answer of the API, or what a clone has brought.
@@ -124,7 +140,7 @@ def event(word):
 def test_a_client_comes_through(agent, servers, gits, figure, name):
     """RTY-001, TLS-002"""
     environment = {"GIT_EXEC_PATH": gits[name]} if name in gits else {}
-    client = agent.start("exec", "--config", agent.config, "--", *PROGRAMS[name], **environment)
+    client = agent.start("exec", "--config", agent.config, *OPTIONS.get(name, []), "--", *PROGRAMS[name], **environment)
     client.prints(ANSWER)
     servers.tell("revoke")
     client.type("")
@@ -142,3 +158,14 @@ def test_a_client_comes_through(agent, servers, gits, figure, name):
     assert report["api"]["refused"] == 1
     assert report["token"]["granted"] == {"client_credentials": 2}
     figure(f"proxied, trusted, authenticated, recovered from a 401, {'nothing to stream' if name in WHOLE else 'streamed'}")
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_client_that_does_not_trust_the_ca_calls_nothing(agent, servers, gits, name):
+    """TLS-015: each came through above because it was told whom to trust, and not because it trusts anybody."""
+    environment = {"GIT_EXEC_PATH": gits[name]} if name in gits else {}
+    done = agent.exec("sh", "-c", UNTRUSTING, "sh", *PROGRAMS[name], check=False, **environment)
+    assert done.returncode != 0
+    # What the client says; our own lines are JSON.
+    assert re.search("^[^{].*(cert|PKIX)", done.stderr, re.M | re.I)
+    assert servers.report()["api"]["requests"] == 0

@@ -339,3 +339,20 @@ fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
+
+#[tokio::test]
+async fn a_browsers_database_needs_nss_own_tool() {
+    let home = Home::with_provider();
+    let mut command = home.command(["exec", "--nss", "browser/.pki/nssdb", "--", "true"]);
+    command.env("PATH", "");
+    let ended = ended(command).await;
+    let own = ended.stderr.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>();
+    assert_eq!(ended.code, 1);
+    assert_eq!(
+        own,
+        [
+            "error: cannot run `certutil`: No such file or directory (os error 2)",
+            "hint: install it: Debian and Ubuntu have it in `libnss3-tools`, Fedora in `nss-tools`",
+        ]
+    );
+}

@@ -9,6 +9,8 @@ use super::{Variable, text};
 
 /// Brings programs on a Node that ignores proxies under ours.
 const NODE: &str = include_str!("node.cjs");
+/// What it needs beside it.
+const UNDICI: &str = include_str!("undici.cjs");
 
 /// Writes them into an agent's own folder, and gives the variables that name them; `inherited` looks up what it has now.
 ///
@@ -17,6 +19,7 @@ const NODE: &str = include_str!("node.cjs");
 pub fn files(folder: &Path, bundle: &Path, inherited: &dyn Fn(&str) -> Option<String>) -> io::Result<Vec<Variable>> {
     let wgetrc = write(folder.join("wgetrc"), &wgetrc(bundle, inherited))?;
     let node = write(folder.join("node.cjs"), NODE)?;
+    write(folder.join("undici.cjs"), UNDICI)?;
     Ok(vec![
         ("WGETRC".to_owned(), text(&wgetrc)),
         ("NODE_OPTIONS".to_owned(), node_options(&text(&node), inherited("NODE_OPTIONS"))),

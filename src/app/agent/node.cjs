@@ -1,8 +1,8 @@
-// Brings programs on an older Node under the proxy: before 22.21, and in 24 before 24.5, neither `fetch` nor `node:https`
-// looks at HTTPS_PROXY. `exec` has every Node process load this first, by NODE_OPTIONS.
+// Brings Node programs under the proxy where Node does not: before 22.21, and in 24 before 24.5, neither `fetch` nor
+// `node:https` looks at HTTPS_PROXY, and later ones leave out the agents that a program makes for itself.
 //
-// It changes what a program gets when it asks for nothing else. A dispatcher of its own, or an agent that makes its own
-// connections, stays as it is. It is plain enough for a Node that is older still, which it must not stop from starting.
+// `exec` has every Node process load this first, by NODE_OPTIONS. A dispatcher of a program's own, or an agent that has its
+// own way to connect, stays as it is. It is plain enough for a Node that is older still, which it must not stop from starting.
 'use strict';
 
 const http = require('http');
@@ -16,17 +16,18 @@ const { request } = http;
 
 const [major, minor] = process.versions.node.split('.').map(Number);
 const doneByNode = major > 24 || (major === 24 && minor >= 5) || (major === 22 && minor >= 21);
-if (!doneByNode) {
-  http.Agent.prototype.createConnection = through('http', 80, http.Agent.prototype.createConnection);
-  https.Agent.prototype.createConnection = through('https', 443, https.Agent.prototype.createConnection);
-  if (globalThis.fetch) globalThis[DISPATCHER] = dispatcher();
-}
+http.Agent.prototype.createConnection = through('http', 80, http.Agent.prototype.createConnection);
+https.Agent.prototype.createConnection = through('https', 443, https.Agent.prototype.createConnection);
+if (!doneByNode && globalThis.fetch) globalThis[DISPATCHER] = dispatcher();
+require('./undici.cjs');
 
 // An agent's way to connect, with a tunnel first where the host has a proxy.
 function through(scheme, usual, direct) {
   return function createConnection(options, done) {
     // Without a callback the caller wants its socket at once, and a tunnel takes a moment.
-    const tunnelled = options && typeof done === 'function' && !options.socketPath && !options.socket;
+    const wanted = options && typeof done === 'function' && !options.socketPath && !options.socket;
+    // With `proxyEnv` an agent of Node's is on its way to the proxy already.
+    const tunnelled = wanted && !(this && this.options && this.options.proxyEnv);
     const port = tunnelled && (options.port || usual);
     const proxy = tunnelled && proxyFor(scheme, options.host || 'localhost', port);
     if (!proxy) return direct.apply(this, arguments);
