@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from test_clients import FETCHERS, echoes
-from world import API, CONSENT, PLAIN, SECRETS, SERVICE
+from world import API, CLIENTS, CONSENT, PLAIN, SECRETS, SERVICE, free_port
 
 RESEARCHER, WRITER = SECRETS["RESEARCHER_SECRET"], SECRETS["WRITER_SECRET"]
 AGENTS = [
@@ -189,6 +189,23 @@ def test_clients_send_the_credentials_of_their_proxy_url(shared, command):
 def test_git_sends_the_credentials_of_its_proxy_url(shared):
     as_user(shared, "bob", "git", "clone", "-q", f"{API}/git/notes.git", "clone")
     assert (shared.sidebearer.folder / "clone/README").read_text() == "cloned over HTTPS\n"
+
+
+def test_a_client_that_sends_no_credentials_has_a_listener_of_its_own(sidebearer):
+    """LST-013: Java never sends those of a proxy URL. `env` prints no secret for it."""
+    ports = {user: free_port() for user in ("alice", "bob")}
+    listen = [f"127.0.0.1:{free_port()}", *({"address": f"127.0.0.1:{port}", "user": user} for user, port in ports.items())]
+    agent = sidebearer(providers={"main": CONSENT}, agents=AGENTS, listen=listen)
+    for user in ports:
+        agent.connect("main", user, client="app")
+    agent.run()
+    for user in ports:
+        variables = agent.command("env", "--config", agent.config, "--user", user).stdout
+        assert RESEARCHER not in variables and WRITER not in variables
+        # The variables alone: the program that reads them has no line to read, and asks three times at once.
+        java = ["java", CLIENTS / "Client.java", *[f"{API}/echo"] * 2]
+        said = agent.outside("sh", "-c", 'eval "$0"; exec "$@" </dev/null', variables, *map(str, java))
+        assert [echo["sub"] for echo in echoes(said)] == [user] * 3
 
 
 def as_user(running, user, *command):
