@@ -356,6 +356,13 @@ impl Inner {
         self.slots.entry(key.clone()).or_insert_with(|| Arc::new(Slot::new(key.clone()))).clone()
     }
 
+    /// Forgets the users of whom nothing is known: an agent may make up any number of names (OAU-019).
+    fn sweep(&self) {
+        let now = self.clock.now();
+        // Nobody else gets hold of a slot while it is looked at: the map is locked.
+        self.slots.retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.is_idle(now));
+    }
+
     /// Joins the renewal under way, or starts one.
     fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
         if let Some(flight) = slot.join(state) {

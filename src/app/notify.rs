@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::drain::Drain;
@@ -18,6 +19,10 @@ use crate::upstream::Calls;
 
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(30);
+/// So many are told at once.
+const AT_ONCE: usize = 8;
+/// So many may wait to be told; beyond, nobody is: an agent may make up any number of users.
+const WAITING: usize = 1000;
 /// As much of a webhook's answer as is read.
 const ANSWER: usize = 4 << 10;
 
@@ -46,6 +51,7 @@ impl Notifier {
         }
         let stop = drain.started();
         tokio::pin!(stop);
+        let (waiting, at_once) = (Arc::new(Semaphore::new(WAITING)), Arc::new(Semaphore::new(AT_ONCE)));
         loop {
             let event = tokio::select! {
                 () = &mut stop => return,
@@ -54,8 +60,17 @@ impl Notifier {
             match event {
                 Ok(Event::Missing(missing)) => {
                     let Some(whom) = told.get(&missing.provider).cloned() else { continue };
+                    let Ok(place) = waiting.clone().try_acquire_owned() else {
+                        tracing::warn!(provider = %missing.provider, "too many users have to connect: one is not told");
+                        continue;
+                    };
                     // Side by side: a webhook that hangs must not keep the next user waiting.
-                    tokio::spawn(tell(calls.clone(), whom, missing));
+                    let (calls, at_once) = (calls.clone(), at_once.clone());
+                    tokio::spawn(async move {
+                        let _turn = at_once.acquire().await;
+                        tell(calls, whom, missing).await;
+                        drop(place);
+                    });
                 }
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,

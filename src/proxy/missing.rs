@@ -1,5 +1,6 @@
 //! Says that a user has to connect: once, however many requests meet it.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -15,26 +16,45 @@ use crate::tokens::Key;
 const QUIET: Duration = Duration::from_secs(60);
 /// Of so many users at most it is remembered that it was said.
 const MOST: usize = 10_000;
+/// How often room is looked for when there is none.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Of whom it was said, and when.
 #[derive(Default)]
 pub(super) struct Missing {
     said: DashMap<(ProviderName, UserName), Instant>,
+    /// When there was no room, and it was looked for.
+    full: Mutex<Option<Instant>>,
 }
 
 impl Missing {
-    /// Whether it is time to say it.
+    /// Whether it is time to say it. Of more users than are remembered it is not said: an agent may make up any number
+    /// of names, and each would be told of (OAU-019).
     fn is_news(&self, provider: &ProviderName, user: &UserName, quiet: Duration) -> bool {
         let now = Instant::now();
-        if self.said.len() >= MOST {
-            self.said.retain(|_, said| now.duration_since(*said) < quiet);
+        let who = (provider.clone(), user.clone());
+        if self.said.len() >= MOST && !self.said.contains_key(&who) && !self.makes_room(now, quiet) {
+            return false;
         }
-        let mut said = self.said.entry((provider.clone(), user.clone())).or_insert(now);
+        let mut said = self.said.entry(who).or_insert(now);
         let news = *said == now || now.duration_since(*said) >= quiet;
         if news {
             *said = now;
         }
         news
+    }
+
+    /// Forgets those of whom it may be said again, and says whether that made room. It takes a while, so it is tried once
+    /// a second.
+    fn makes_room(&self, now: Instant, quiet: Duration) -> bool {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        if full.is_some_and(|looked| now.duration_since(looked) < LOOK_AGAIN) {
+            return false;
+        }
+        self.said.retain(|_, said| now.duration_since(*said) < quiet);
+        let room = self.said.len() < MOST;
+        *full = Some(now).filter(|_| !room);
+        room
     }
 
     /// The user has connected: the next time is news again.
@@ -69,4 +89,23 @@ pub(super) fn tell(proxy: &Proxy, key: &Key) -> Option<String> {
         });
     }
     Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_so_many_users_it_is_said_and_of_no_more() {
+        // OAU-019
+        let (missing, github) = (Missing::default(), "github".parse().unwrap());
+        let is_news = |n: usize| missing.is_news(&github, &format!("user-{n}").parse().unwrap(), QUIET);
+        assert!((0..MOST).all(is_news));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!(0..2 * MOST).any(is_news));
+        assert_eq!(missing.said.len(), MOST);
+        tokio::time::advance(QUIET).await;
+        assert!(is_news(MOST) && is_news(0), "when it may be said again, there is room again");
+        assert_eq!(missing.said.len(), 2);
+    }
 }

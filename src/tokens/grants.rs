@@ -193,7 +193,7 @@ impl Tokens {
     }
 
     /// Follows what other processes write to the store, until the stop begins: a new grant is used at once, and a
-    /// removed one no more.
+    /// removed one no more. What is remembered of users who never were is forgotten by the way.
     pub async fn follow_store(&self) {
         let stop = self.inner.drain.started();
         let mut stop = std::pin::pin!(stop);
@@ -204,6 +204,7 @@ impl Tokens {
                 () = &mut stop => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
+            self.inner.sweep();
             let revision = self.inner.store.revision().await.ok();
             if revision.is_none() || revision == seen {
                 continue;

@@ -123,6 +123,11 @@ impl Slot {
         self.lock().generation()
     }
 
+    /// Whether nothing would be lost with it.
+    pub(super) fn is_idle(&self, now: Now) -> bool {
+        self.parked_since().is_none() && self.lock().is_idle(now)
+    }
+
     /// A user has granted access, and this came with it.
     pub(super) fn granted(&self, token: Token) {
         let mut state = self.lock();
@@ -213,6 +218,15 @@ impl State {
     /// The token that a consent brought while the renewal under way began with the grant before.
     pub(super) fn overtaking(&self, now: Now) -> Option<Token> {
         self.token.clone().filter(|token| self.overtaken && token.lives(now))
+    }
+
+    fn is_idle(&self, now: Now) -> bool {
+        let rests = self.rest.as_ref().is_some_and(|rest| {
+            // How often it has failed is what the next rest is made of.
+            let remembered = if rest.error.is_for_the_user() { Duration::ZERO } else { BACKOFF_MOST };
+            now.instant < rest.until + remembered
+        });
+        self.token.is_none() && self.flight.is_none() && self.unsaved.is_none() && !rests
     }
 
     /// Whether the token should be renewed now, ahead of its end, by a request that comes along.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use futures_util::future::join_all;
 use serde_json::json;
 use sidebearer::drain::Drained;
 
-use crate::world::answer::{Filler, answer};
+use crate::world::answer::{Filler, Gate, answer};
 use crate::world::server::Server;
-use crate::world::{Setup, World, soon};
+use crate::world::{Setup, World, secret_of, soon};
 
 fn link(world: &World) -> String {
     format!("http://{}/connect/main?user=default", world.admin)
@@ -197,6 +199,32 @@ async fn a_command_is_run_with_the_link_as_its_last_word_and_no_shell_reads_it()
     });
     let url = format!("http://{}/connect/main?user=o%27hara+%24%28id%29", world.admin);
     assert_eq!(written.await, format!("2\nfirst\n{url}\n"));
+}
+
+#[tokio::test]
+async fn of_many_who_are_missing_a_few_are_told_at_once() {
+    // OAU-019
+    let gate = Gate::shut();
+    let hook = Server::start(None, Box::new(|_| answer(200))).await;
+    hook.answers((0..20).map(|_| answer(200).once(&gate)));
+    let agents = "agents: [{name: one, secret: '${ONE_SECRET}', users: ['*']}]";
+    let on_missing = format!("on_missing: {{webhook: 'http://{}/told'}}", hook.address());
+    let world = Setup::consenting().provider(&on_missing).top(agents).start().await;
+    for n in 0..20 {
+        let pair = BASE64_STANDARD.encode(format!("user-{n}:{}", secret_of("one")));
+        let line = format!("Proxy-Authorization: Basic {pair}\r\n");
+        let tunnel = world.tunnel_with("api.test:443", &line).await;
+        let mut agent = tunnel.tls("api.test", &["http/1.1"]).await.unwrap();
+        agent.says("GET /me HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+        assert_eq!(agent.hears().await.code(), "not_connected");
+    }
+    world.says_who_is_missing(20).await;
+    hook.has_seen(8).await;
+    // A ninth would be here by now.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(hook.seen().len(), 8);
+    gate.open();
+    hook.has_seen(20).await;
 }
 
 #[tokio::test]

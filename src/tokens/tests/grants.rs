@@ -611,3 +611,32 @@ async fn what_another_process_writes_for_somebody_else_ends_no_rest() {
     pass(1.0).await;
     assert_eq!(value(&world.bearer_at_once(&key).await), "Bearer consented");
 }
+
+#[tokio::test(start_paused = true)]
+async fn names_that_an_agent_makes_up_are_forgotten() {
+    // OAU-019
+    let world = world().await;
+    let (key, connected) = (world.key("alice"), world.connect("bob").await);
+    follows(&world.tokens);
+    world.bearer(&connected).await;
+    let waiting = waits(&world, &key);
+    world.server.book().always = Act::Say(503, &[], "");
+    let failing = world.connect("carol").await;
+    world.tokens.bearer(&failing).await.unwrap_err();
+    for n in 0..100 {
+        world.tokens.bearer(&world.key(&format!("nobody-{n}"))).await.unwrap_err();
+    }
+    let remembered = || {
+        let slots = world.tokens.inner.slots.iter();
+        let mut users: Vec<String> = slots.map(|slot| slot.key().subject.to_string()).collect();
+        users.sort();
+        users
+    };
+    assert_eq!(remembered().len(), 103);
+    pass(30.0).await;
+    assert_eq!(remembered(), ["alice", "bob", "carol"], "a token, a request that waits, a provider that fails");
+    pass(60.0).await;
+    assert_eq!(remembered(), ["alice", "bob"]);
+    consent(&world, &world.tokens.clone(), &key).await.unwrap();
+    assert_eq!(value(&soon(waiting).await), "Bearer consented");
+}
