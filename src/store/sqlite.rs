@@ -56,14 +56,14 @@ impl Database {
 
     pub fn grant(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Row>> {
         let mut statement =
-            self.sql(self.connection.prepare("SELECT * FROM grants WHERE provider = ? AND subject = ?"))?;
+            self.sql(self.connection.prepare(&format!("{GRANTS} WHERE provider = ? AND subject = ?")))?;
         let mut rows = self.sql(statement.query([provider.as_str(), subject.as_str()]))?;
         let row = self.sql(rows.next())?;
         row.map(|row| Cells { database: self, row, provider, subject }.read()).transpose()
     }
 
     pub fn grants(&self) -> Result<Vec<Listed>> {
-        let mut statement = self.sql(self.connection.prepare("SELECT * FROM grants ORDER BY provider, subject"))?;
+        let mut statement = self.sql(self.connection.prepare(&format!("{GRANTS} ORDER BY provider, subject")))?;
         let mut rows = self.sql(statement.query([]))?;
         let mut listed = Vec::new();
         while let Some(row) = self.sql(rows.next())? {
@@ -133,7 +133,8 @@ impl Database {
         };
         let remember = "INSERT OR REPLACE INTO removed VALUES (?, ?, ?)";
         let remembered = transaction.execute(remember, params![names[0], names[1], generation]);
-        remembered.and_then(|_| transaction.commit()).map_err(failed)?;
+        let forgotten = transaction.execute(FORGET_FURTHER, names);
+        remembered.and(forgotten).and_then(|_| transaction.commit()).map_err(failed)?;
         let open = |column, sealed: Option<Vec<u8>>| {
             let place = Place { provider: names[0], subject: names[1], column };
             sealed.and_then(|sealed| self.unseal(place, &sealed).ok())
@@ -387,8 +388,10 @@ fn write(
     let (state, reason) = state_to_text(&row.state);
     let access = row.access.as_ref();
     connection.execute(
-        "INSERT OR REPLACE INTO grants VALUES (:provider, :subject, :generation, :target, :refresh_token, :access_token,
-         :obtained_at, :expires_at, :granted_scopes, :state, :reason, :intent_hash, :intent_at, :renewed_at, :stored_at, :further_scopes)",
+        "INSERT OR REPLACE INTO grants (provider, subject, generation, target, refresh_token, access_token,
+         obtained_at, expires_at, granted_scopes, state, reason, intent_hash, intent_at, renewed_at, stored_at)
+         VALUES (:provider, :subject, :generation, :target, :refresh_token, :access_token,
+         :obtained_at, :expires_at, :granted_scopes, :state, :reason, :intent_hash, :intent_at, :renewed_at, :stored_at)",
         named_params! {
             ":provider": row.provider.as_str(),
             ":subject": row.subject.as_str(),
@@ -405,8 +408,15 @@ fn write(
             ":intent_at": row.intent.as_ref().map(|intent| to_milliseconds(intent.at)),
             ":renewed_at": row.renewed_at.map(to_milliseconds),
             ":stored_at": to_milliseconds(row.stored_at),
-            ":further_scopes": Some(&row.further_scopes).filter(|scopes| !scopes.is_empty()).map(to_json),
         },
+    )?;
+    let names = [row.provider.as_str(), row.subject.as_str()];
+    if row.further_scopes.is_empty() {
+        return connection.execute(FORGET_FURTHER, names).map(|_| ());
+    }
+    connection.execute(
+        "INSERT OR REPLACE INTO further (provider, subject, stored_at, scopes) VALUES (?, ?, ?, ?)",
+        params![names[0], names[1], to_milliseconds(row.stored_at), to_json(&row.further_scopes)],
     )?;
     Ok(())
 }
@@ -596,13 +606,19 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sealed at the start, so that a wrong key is told before there are rows.
 const KEY_CHECK: Place<'_> = Place { provider: "", subject: "", column: "key_check" };
 
+/// Whole rows. Scopes that belong to an earlier grant of the same user, which an older release has replaced, are left out.
+const GRANTS: &str = "SELECT grants.*, further.scopes AS further_scopes FROM grants
+    LEFT JOIN further USING (provider, subject, stored_at)";
+const FORGET_FURTHER: &str = "DELETE FROM further WHERE provider = ? AND subject = ?";
+
 /// The highest generation that a user has had at a provider.
 const LAST_GENERATION: &str = "SELECT max(generation) FROM (
     SELECT generation FROM grants WHERE provider = ?1 AND subject = ?2
     UNION ALL SELECT generation FROM removed WHERE provider = ?1 AND subject = ?2)";
 
-/// What leads from each schema to the next. Released ones never change.
-const MIGRATIONS: [&str; 2] = [
+/// What leads from each schema to the next. Released ones never change. A sidecar of the release before may be running,
+/// and writes all columns of `grants` without their names: what is new goes into tables of its own.
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE meta (key_check BLOB NOT NULL) STRICT;
     CREATE TABLE sealed (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -640,6 +656,18 @@ const MIGRATIONS: [&str; 2] = [
         taken INTEGER NOT NULL          -- how often
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX flows_by_end ON flows (expires_at);
+",
+    "
+    CREATE TABLE further (
+        provider TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        stored_at INTEGER NOT NULL,     -- of the grant that they belong to
+        scopes TEXT NOT NULL,           -- JSON
+        PRIMARY KEY (provider, subject)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO further
+        SELECT provider, subject, stored_at, further_scopes FROM grants WHERE further_scopes IS NOT NULL;
+    ALTER TABLE grants DROP COLUMN further_scopes;
 ",
 ];
 const SCHEMA: i64 = MIGRATIONS.len() as i64;

@@ -318,6 +318,34 @@ async fn a_store_of_the_release_before_is_brought_up_to_date() {
     assert_eq!(tables(&directory), tables(&now));
 }
 
+#[tokio::test]
+async fn a_sidecar_of_the_release_before_goes_on_beside_a_newer_command() {
+    // TOK-029, C12: what it cannot write it has lost, and its provider has replaced the token before.
+    let directory = of_schema_1(&with_alice().await);
+    let before = Connection::open(database(&directory)).unwrap();
+    // Sealed for the same place, so that it opens there.
+    let rotates = |generation: u64, stored_at: &str| {
+        let write = format!(
+            "INSERT OR REPLACE INTO grants VALUES ('github', 'alice', {generation}, '{{\"scopes\":[],\"resource\":[]}}',
+             (SELECT refresh_token FROM grants WHERE subject = 'alice'), NULL, NULL, NULL, NULL, 'connected', NULL, NULL, NULL,
+             NULL, {stored_at})"
+        );
+        before.execute(&write, []).unwrap_or_else(|error| panic!("it is lost: {error}"));
+    };
+    let same = "(SELECT stored_at FROM grants WHERE subject = 'alice')";
+    let store = Store::open(directory.path(), keys(1), false).await.unwrap();
+    let alice = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    rotates(2, same);
+    assert_eq!((alice().await.generation, alice().await.refresh_token), (2, row("alice", 1).refresh_token));
+    // What it knows nothing of stays with the grant, and goes with it.
+    let further = vec!["b".to_owned()];
+    assert_eq!(store.replace(Row { further_scopes: further.clone(), ..alice().await }).await.unwrap(), 3);
+    rotates(4, same);
+    assert_eq!((alice().await.generation, alice().await.further_scopes), (4, further));
+    rotates(5, "4102444800000");
+    assert_eq!((alice().await.generation, alice().await.further_scopes), (5, Vec::<String>::new()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_who_open_a_store_of_the_release_before_bring_it_up_to_date_once() {
     // TOK-029
@@ -458,7 +486,7 @@ async fn a_store_of_another_program_or_of_the_future_is_refused() {
     let directory = with_alice().await;
     sqlite(&directory, "PRAGMA user_version = 99");
     let error = refused(&directory).await;
-    let said = "was made by a newer version: its schema is 99, and 2 is the newest known";
+    let said = "was made by a newer version: its schema is 99, and 3 is the newest known";
     assert_eq!(error.to_string(), format!("the store `{}` {said}", database(&directory).display()));
     assert_eq!(error.hint(), "run the version that made it, or a later one");
     sqlite(&directory, "PRAGMA application_id = 1; PRAGMA journal_mode = DELETE");
