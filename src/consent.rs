@@ -24,14 +24,14 @@ use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::authorization::{self, Outcome};
 use crate::oauth::{Grant, Provider, pkce};
 use crate::secret::Secret;
-use crate::store::{Flow, State, Store, StoreError, Taken};
+use crate::store::{Flow, Most, State, Store, StoreError, Taken};
 use crate::tokens::{GrantError, Granted, Proof, Tokens};
 use crate::web::Browser;
 
 /// How long a user may take.
 pub const LIVES: Duration = Duration::from_secs(600);
-/// So many consents may be under way at once (OAU-019).
-const MOST: usize = 1000;
+/// So many consents may be under way at once (OAU-019): one user's link can begin any number, and ends nobody else's.
+const MOST: Most = Most { flows: 1000, of_one: 20 };
 /// How often a second visit looks whether the first one has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -345,7 +345,9 @@ impl Consent {
             began: seconds(now),
         };
         let content = Secret::new(serde_json::to_string(&kept).expect("a flow is JSON"));
-        store.put_flow(Flow { id: id(&state), content, expires_at: now + LIVES }, MOST, now).await?;
+        let flow = Flow { id: id(&state), content, expires_at: now + LIVES };
+        let whose = (plan.provider.name.clone(), Subject::User(plan.user.clone()));
+        store.put_flow(flow, whose, MOST, now).await?;
         let request = authorization::Request { redirect_uri, scopes: &plan.scopes, state: &state, verifier: &verifier };
         Ok(Started { url: authorization::url(&plan.provider, &authorizer.endpoint, &request) })
     }

@@ -158,6 +158,15 @@ pub struct Flow {
     pub expires_at: SystemTime,
 }
 
+/// How many flows are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    /// In all.
+    pub flows: usize,
+    /// Of one user at one provider.
+    pub of_one: usize,
+}
+
 /// What became of a [`Store::take_flow`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Taken {
@@ -259,12 +268,19 @@ impl Store {
         self.run(|database| database.generations()).await
     }
 
-    /// Keeps a flow until it ends. At most `most` are kept: the oldest make room.
+    /// Keeps a user's flow at a provider until it ends. At most `most` are kept: the oldest make room, those of the same
+    /// user first.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn put_flow(&self, flow: Flow, most: usize, now: SystemTime) -> Result<(), StoreError> {
-        self.run(move |database| database.put_flow(&flow, most, now)).await
+    pub async fn put_flow(
+        &self,
+        flow: Flow,
+        (provider, subject): (ProviderName, Subject),
+        most: Most,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        self.run(move |database| database.put_flow(&flow, (&provider, &subject), most, now)).await
     }
 
     /// Takes a flow, once: of any number at the same moment, one gets it.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::Keyring;
 use super::seal::{self, Place, Unopened};
-use super::{Access, Flow, Intent, Listed, Put, Removed, Row, State, StoreError, Taken};
+use super::{Access, Flow, Intent, Listed, Most, Put, Removed, Row, State, StoreError, Taken};
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
 use crate::secret::Secret;
@@ -156,17 +156,30 @@ impl Database {
         Ok(generations)
     }
 
-    pub fn put_flow(&mut self, flow: &Flow, most: usize, now: SystemTime) -> Result<()> {
+    pub fn put_flow(
+        &mut self,
+        flow: &Flow,
+        (provider, subject): (&ProviderName, &Subject),
+        most: Most,
+        now: SystemTime,
+    ) -> Result<()> {
         let content = seal_at(&self.path, &self.keys, flow_place(&hex(&flow.id)), &flow.content)?;
         let path = self.path.clone();
         let mut put = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute("DELETE FROM flows WHERE expires_at <= ?", [to_milliseconds(now)])?;
+            let (provider, subject) = (provider.as_str(), subject.as_str());
+            let others = |most: usize| i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX);
+            let oldest_of_one = "DELETE FROM flows WHERE id IN (SELECT id FROM flows WHERE provider = ? AND subject = ?
+                                 ORDER BY expires_at DESC LIMIT -1 OFFSET ?)";
+            transaction.execute(oldest_of_one, params![provider, subject, others(most.of_one)])?;
             let oldest =
                 "DELETE FROM flows WHERE id IN (SELECT id FROM flows ORDER BY expires_at DESC LIMIT -1 OFFSET ?)";
-            transaction.execute(oldest, [i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX)])?;
-            let values = params![flow.id, content, to_milliseconds(flow.expires_at)];
-            transaction.execute("INSERT INTO flows VALUES (?, ?, ?, 0)", values)?;
+            transaction.execute(oldest, [others(most.flows)])?;
+            transaction.execute(
+                "INSERT INTO flows (id, content, expires_at, taken, provider, subject) VALUES (?, ?, ?, 0, ?, ?)",
+                params![flow.id, content, to_milliseconds(flow.expires_at), provider, subject],
+            )?;
             transaction.commit()
         };
         put().map_err(|error| classify(&path, error))
@@ -668,6 +681,9 @@ const MIGRATIONS: [&str; 3] = [
     INSERT INTO further
         SELECT provider, subject, stored_at, further_scopes FROM grants WHERE further_scopes IS NOT NULL;
     ALTER TABLE grants DROP COLUMN further_scopes;
+    ALTER TABLE flows ADD COLUMN provider TEXT;
+    ALTER TABLE flows ADD COLUMN subject TEXT;
+    CREATE INDEX flows_by_user ON flows (provider, subject);
 ",
 ];
 const SCHEMA: i64 = MIGRATIONS.len() as i64;

@@ -148,6 +148,12 @@ async fn a_grant_that_does_not_open_can_be_removed_and_replaced() {
     assert!(store.grant(&github(), &user("alice")).await.unwrap().is_some());
 }
 
+const MOST: Most = Most { flows: 10, of_one: 3 };
+
+fn alices() -> (ProviderName, Subject) {
+    (github(), user("alice"))
+}
+
 fn flow(name: u8, ends: u64) -> Flow {
     Flow { id: [name; 32], content: Secret::new(format!("flow {name}")), expires_at: at(ends) }
 }
@@ -157,7 +163,7 @@ async fn a_flow_is_taken_once() {
     // OAU-001, OAU-006
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
-    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
+    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
     let racing = (0..8).map(|_| store.take_flow([1; 32], at(1)));
     let taken: Vec<_> = futures_util::future::join_all(racing).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(taken.iter().filter(|taken| **taken == Taken::Flow(flow(1, 600))).count(), 1);
@@ -165,7 +171,7 @@ async fn a_flow_is_taken_once() {
     assert_eq!(store.take_flow([2; 32], at(1)).await.unwrap(), Taken::No);
     assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::Expired);
     // The next one sweeps it out.
-    store.put_flow(flow(3, 1200), 10, at(600)).await.unwrap();
+    store.put_flow(flow(3, 1200), alices(), MOST, at(600)).await.unwrap();
     assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::No);
 }
 
@@ -174,7 +180,7 @@ async fn of_many_processes_that_take_a_flow_one_gets_it() {
     // OAU-001
     let directory = tempfile::tempdir().unwrap();
     for name in 0..4 {
-        create(&directory).await.put_flow(flow(name, 600), 10, at(0)).await.unwrap();
+        create(&directory).await.put_flow(flow(name, 600), alices(), MOST, at(0)).await.unwrap();
         let mut racing = Vec::new();
         for _ in 0..6 {
             let store = create(&directory).await;
@@ -194,7 +200,7 @@ async fn a_state_is_not_in_the_store_and_neither_is_what_it_opens() {
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
     let kept = Flow { id: [1; 32], content: Secret::new("canary-verifier"), expires_at: at(600) };
-    store.put_flow(kept, 10, at(0)).await.unwrap();
+    store.put_flow(kept, alices(), MOST, at(0)).await.unwrap();
     let files = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
     for path in files.filter(|path| path.is_file()) {
         assert!(!fs::read(&path).unwrap().windows(6).any(|window| window == b"canary"), "{}", path.display());
@@ -209,10 +215,20 @@ async fn so_many_flows_are_kept_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
     for name in 0..20 {
-        store.put_flow(flow(name, 600 + u64::from(name)), 5, at(0)).await.unwrap();
+        let whose = (github(), user(&format!("user-{name}")));
+        store.put_flow(flow(name, 600 + u64::from(name)), whose, MOST, at(0)).await.unwrap();
     }
     let kept = async |name| store.take_flow([name; 32], at(1)).await.unwrap() != Taken::No;
-    assert!(!kept(14).await && kept(15).await && kept(19).await);
+    assert!(!kept(9).await && kept(10).await && kept(19).await);
+    // One user's make no room but their own.
+    for name in 20..40 {
+        store.put_flow(flow(name, 600 + u64::from(name)), alices(), MOST, at(0)).await.unwrap();
+    }
+    assert!(!kept(12).await && kept(13).await && kept(19).await);
+    assert!(!kept(36).await && kept(37).await && kept(39).await);
+    let elsewhere = ("slack".parse().unwrap(), user("alice"));
+    store.put_flow(flow(40, 700), elsewhere, MOST, at(0)).await.unwrap();
+    assert!(!kept(13).await && kept(14).await && kept(37).await && kept(40).await);
 }
 
 #[tokio::test]
@@ -220,8 +236,8 @@ async fn a_flow_opens_under_its_own_state_only_and_shows_nothing() {
     // TOK-026, LEK-011
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
-    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
-    store.put_flow(flow(2, 600), 10, at(0)).await.unwrap();
+    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
+    store.put_flow(flow(2, 600), alices(), MOST, at(0)).await.unwrap();
     let (one, two) = ("01".repeat(32), "02".repeat(32));
     let swap =
         format!("UPDATE flows SET content = (SELECT content FROM flows WHERE id = x'{two}') WHERE id = x'{one}'");
@@ -302,7 +318,7 @@ async fn a_store_of_the_release_before_is_brought_up_to_date() {
         assert_eq!(store.sealed("ca").await.unwrap(), Some(Secret::new("the CA")));
     }
     let store = Store::open(directory.path(), keys(1), false).await.unwrap();
-    store.put_flow(flow(1, 600), 10, at(0)).await.unwrap();
+    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
     assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
     assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), Some(Row { generation: 2, ..row("alice", 1) }));
     // What comes of it is what a new store has.

@@ -120,6 +120,22 @@ async fn a_consent_takes_ten_minutes_and_no_longer() {
 }
 
 #[tokio::test]
+async fn a_user_who_begins_any_number_of_consents_ends_nobody_else_s() {
+    // OAU-019
+    let world = Setup::consenting().start().await;
+    let (mut alice, alices) = after_a_yes(&world).await;
+    let mut bob = world.browser();
+    let mut bobs = Vec::new();
+    for _ in 0..21 {
+        let asked = bob.goes_to_the_provider("/connect/main?user=bob").await;
+        bobs.push(world.issued.says_yes(&asked));
+    }
+    assert_eq!(bob.comes_back(&bobs[0]).await.failure(), failed("state_unknown"), "the 21st made room for itself");
+    assert_eq!(bob.comes_back(&bobs[1]).await.heading(), "Main is connected");
+    assert_eq!(alice.comes_back(&alices).await.heading(), "Main is connected");
+}
+
+#[tokio::test]
 async fn an_answer_at_another_provider_s_address_is_a_mix_up() {
     // OAU-001, OAU-004, RFC 9700 section 4.4
     let world = Setup::consenting().and_another_provider().start().await;
