@@ -10,7 +10,7 @@ use crate::app::agent::{self, Variable};
 use crate::ca::files::CaFiles;
 use crate::config::Settings;
 use crate::names::UserName;
-use crate::proxy::caller::Agent;
+use crate::proxy::caller::{Agent, Users};
 
 /// The shell that reads them.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
@@ -33,23 +33,24 @@ pub(super) struct Options {
     /// The agent, where proxy.yaml has `agents`; its secret is then in what is printed.
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
-    /// For whom the agent acts.
-    #[arg(long, default_value_t, value_name = "NAME")]
-    user: UserName,
+    /// For whom the agent acts; its one user when left out.
+    #[arg(long, value_name = "NAME")]
+    user: Option<UserName>,
 }
 
 /// Prints them.
 pub(super) fn env(settings: &Settings, options: &Options) -> Result<u8, CliError> {
     let folder = std::path::absolute(&settings.ca_path).unwrap_or_else(|_| settings.ca_path.clone());
     let files = CaFiles::within(&folder);
-    let (proxy, for_them) = listener(settings, &options.user)?;
+    let (proxy, for_them) = listener(settings, &options.user.clone().unwrap_or_default())?;
     if !Path::new(&files.ca).exists() {
         anstream::eprintln!("note: {} is not there yet; `sidebearer run` writes it at its start", files.ca.display());
     }
     let mut variables = agent::variables(proxy, &files, &|name| std::env::var(name).ok());
     // Where the listener itself says for whom, no secret is needed, and none is shown.
     if !for_them && let Some(agent) = chosen(settings, options.agent.as_deref())? {
-        agent::name(&mut variables, proxy, options.user.as_str(), &agent.secret);
+        let user = acts_for(agent, options.user.as_ref())?;
+        agent::name(&mut variables, proxy, user.as_str(), &agent.secret);
     }
     anstream::println!("{}", written(&variables, options.shell));
     Ok(0)
@@ -96,6 +97,23 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Option<&'a A
                 .map(|agent| Some(&**agent))
                 .ok_or_else(|| CliError::failed(format!("no agent is named `{name}`"), hint()))
         }
+    }
+}
+
+/// For whom an agent is to act: whoever is named, or else its one user. For others it would be refused.
+fn acts_for(agent: &Agent, named: Option<&UserName>) -> Result<UserName, CliError> {
+    let user = match (named, &agent.users) {
+        (Some(user), _) => user.clone(),
+        (None, Users::These(these)) if these.len() == 1 => these[0].clone(),
+        (None, _) => UserName::default(),
+    };
+    match &agent.users {
+        Users::These(these) if !these.contains(&user) => {
+            let these: Vec<_> = these.iter().map(|user| format!("`{user}`")).collect();
+            let what = format!("the agent `{}` does not act for `{user}`", agent.name);
+            Err(CliError::failed(what, format!("add `--user`: its users are {}", these.join(", "))))
+        }
+        _ => Ok(user),
     }
 }
 

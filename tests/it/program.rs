@@ -210,6 +210,36 @@ async fn a_shell_takes_the_variables_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_variables_of_an_agent_name_a_user_whom_it_acts_for() {
+    // LST-013
+    let home = Home::with(
+        "agents:
+  - {name: one, secret: 0123456789abcdef, users: [alice]}
+  - {name: two, secret: fedcba9876543210, users: [bob, default]}
+  - {name: all, secret: 0123456789abcdeg, users: ['*']}
+routes: []
+",
+    );
+    let told = async |words: &[&str]| {
+        let ended = home.run(&[&["env", "--shell", "json"], words].concat()).await;
+        let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap_or_default();
+        json["HTTPS_PROXY"].as_str().map_or(ended.stderr, str::to_owned)
+    };
+    for (words, expected) in [
+        (&["--agent", "one"][..], "http://alice:0123456789abcdef@127.0.0.1:3128"),
+        (&["--agent", "two"], "http://default:fedcba9876543210@127.0.0.1:3128"),
+        (&["--agent", "two", "--user", "bob"], "http://bob:fedcba9876543210@127.0.0.1:3128"),
+        (&["--agent", "all", "--user", "carol"], "http://carol:0123456789abcdeg@127.0.0.1:3128"),
+    ] {
+        assert_eq!(told(words).await, expected);
+    }
+    let said = told(&["--agent", "two", "--user", "alice"]).await;
+    let expected =
+        "error: the agent `two` does not act for `alice`\nhint: add `--user`: its users are `bob`, `default`\n";
+    assert!(said.ends_with(expected), "{said}");
+}
+
+#[tokio::test]
 async fn a_sidecar_that_is_told_to_stop_ends_with_its_last_connection() {
     // TOK-044
     let home = Home::with_provider();
