@@ -301,7 +301,7 @@ impl Proxy {
             }
             Arrival::Proxy(entrance) => {
                 let target = Target::of(&request)?;
-                let caller = self.inner.door.admit(&entrance, request.headers()).await?;
+                let caller = self.inner.door.admit(&entrance, request.headers())?;
                 record.caller(&caller);
                 match target {
                     Target::Connect(authority) => return self.connect(request, authority, caller, record).await,

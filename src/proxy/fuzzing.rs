@@ -81,8 +81,8 @@ impl Gate {
     ///
     /// # Errors
     /// The code of the refusal.
-    pub async fn admit(&self, headers: &HeaderMap) -> Result<(String, String), &'static str> {
-        let caller = self.0.admit(&Entrance::default(), headers).await.map_err(|reject| reject.code())?;
+    pub fn admit(&self, headers: &HeaderMap) -> Result<(String, String), &'static str> {
+        let caller = self.0.admit(&Entrance::default(), headers).map_err(|reject| reject.code())?;
         Ok((caller.agent().unwrap_or_default().to_owned(), caller.user.to_string()))
     }
 }

@@ -29,9 +29,7 @@ fuzz_target!(|data: &[u8]| {
         let Ok(value) = HeaderValue::from_bytes(line) else { return };
         headers.append(PROXY_AUTHORIZATION, value);
     }
-    // A wrong answer takes a second: of a clock that does not tick.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    if let Ok((agent, user)) = runtime.expect("a runtime").block_on(GATE.admit(&headers)) {
+    if let Ok((agent, user)) = GATE.admit(&headers) {
         assert_eq!(lines.len(), 1, "two fields were taken for one");
         let (scheme, rest) = lines[0].split_at(6);
         assert!(scheme.eq_ignore_ascii_case(b"basic "));
