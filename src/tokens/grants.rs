@@ -265,7 +265,10 @@ impl Inner {
     ) -> Result<Granted, GrantError> {
         let endpoint = known.endpoint(Endpoint::Token, &*self.servers).await;
         let endpoint = endpoint.map_err(|none: NoEndpoint| GrantError::Nowhere(none.to_string()))?;
+        // Each call before it ends within its own deadline.
+        let turn = known.turns.all.acquire().await;
         let asked = known.ask(&*self.servers, &self.clock, &endpoint, proof.ask()).await;
+        drop(turn);
         let asked = asked.map_err(|refusal| match refusal {
             Refusal::Unsent(why) => Failure::Transient { why, retry_after: None },
             Refusal::Failed(failure) => failure,

@@ -640,3 +640,16 @@ async fn names_that_an_agent_makes_up_are_forgotten() {
     consent(&world, &world.tokens.clone(), &key).await.unwrap();
     assert_eq!(value(&soon(waiting).await), "Bearer consented");
 }
+
+#[tokio::test(start_paused = true)]
+async fn codes_take_their_turn_at_a_token_endpoint() {
+    // C15
+    let world = world().await;
+    let (key, tokens) = (world.key("alice"), world.tokens.clone());
+    world.server.book().delay = Duration::from_secs(1);
+    let consents = (0..10).map(|_| consent(&world, &tokens, &key));
+    for consented in futures_util::future::join_all(consents).await {
+        consented.unwrap();
+    }
+    assert_eq!((world.server.calls(), world.server.book().most_at_once), (10, 4));
+}
