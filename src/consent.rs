@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
+use axum::http::StatusCode;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use serde::{Deserialize, Serialize};
@@ -200,6 +201,16 @@ impl ConsentError {
             ConsentError::IssuerMissing => "issuer_missing",
             ConsentError::Refused { error, .. } => error,
             ConsentError::Exchange(_) => "exchange_failed",
+        }
+    }
+
+    /// The status of an answer that tells it.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ConsentError::Unknown(_) => StatusCode::NOT_FOUND,
+            ConsentError::Nowhere(_) => StatusCode::BAD_GATEWAY,
+            ConsentError::Store(_) | ConsentError::Randomness(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_REQUEST,
         }
     }
 

@@ -49,14 +49,7 @@ async fn begin(State(consent): State<Consent>, headers: HeaderMap, body: Bytes) 
     let invitation = Invitation { user: wish.user, scopes: wish.scopes, return_to: wish.return_to };
     match link(&consent, &wish.provider, &invitation).await {
         Ok(body) => json_response(StatusCode::CREATED, &body),
-        Err(error) => {
-            let status = match error {
-                ConsentError::Unknown(_) => StatusCode::NOT_FOUND,
-                ConsentError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-                _ => StatusCode::BAD_REQUEST,
-            };
-            problem(status, error.code(), &error.to_string(), &error.hint())
-        }
+        Err(error) => problem(error.status(), error.code(), &error.to_string(), &error.hint()),
     }
 }
 

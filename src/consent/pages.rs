@@ -272,14 +272,8 @@ impl Outcome {
 }
 
 fn failed(title: &str, error: &ConsentError) -> Response {
-    let status = match error {
-        ConsentError::Unknown(_) => StatusCode::NOT_FOUND,
-        ConsentError::Nowhere(_) => StatusCode::BAD_GATEWAY,
-        ConsentError::Store(_) | ConsentError::Randomness(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        _ => StatusCode::BAD_REQUEST,
-    };
     tracing::warn!(title, code = error.code(), %error, "a consent failed");
-    web::page(status, &Outcome::failed(title, error))
+    web::page(error.status(), &Outcome::failed(title, error))
 }
 
 fn title(consent: &Consent, provider: &str) -> String {
