@@ -80,6 +80,7 @@ impl Guard {
     }
 
     async fn check(State(guard): State<Self>, mut request: Request, next: Next) -> Response {
+        let for_a_program = request.uri().path().starts_with("/v1/");
         let mut response = match guard.verdict(&request) {
             Verdict::Refused(response) => *response,
             Verdict::Passed => {
@@ -88,6 +89,12 @@ impl Guard {
                 next.run(request).await
             }
         };
+        if for_a_program && let Some(No { detail, todo }) = response.extensions_mut().remove() {
+            let told = problem(response.status(), no_code(response.status()), &detail, &todo);
+            let asks = response.headers_mut().remove(WWW_AUTHENTICATE);
+            response = told;
+            response.headers_mut().extend(asks.map(|asks| (WWW_AUTHENTICATE, asks)));
+        }
         secure(response.headers_mut());
         response
     }
@@ -270,9 +277,27 @@ struct Refusal<'a> {
     todo: &'a str,
 }
 
-/// A page that says no, why, and what to do.
+/// What a page that says no says, for a program that can read no page.
+#[derive(Clone)]
+struct No {
+    detail: String,
+    todo: String,
+}
+
+/// A page that says no, why, and what to do. At a path of the admin API, the guard makes a problem of it.
 pub fn refusal(status: StatusCode, heading: &str, said: &str, todo: &str) -> Response {
-    page(status, &Refusal { status: status.as_u16(), heading, said, todo })
+    let mut response = page(status, &Refusal { status: status.as_u16(), heading, said, todo });
+    let detail = if said.is_empty() { heading } else { said };
+    response.extensions_mut().insert(No { detail: detail.to_owned(), todo: todo.to_owned() });
+    response
+}
+
+fn no_code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "admin_token_required",
+        StatusCode::NOT_FOUND => "not_found",
+        _ => "forbidden",
+    }
 }
 
 /// A page.
@@ -463,6 +488,31 @@ mod tests {
         }
         assert_eq!(ask(&router, "GET", "/open", &[HERE]).await.status(), 200);
         assert_eq!(ask(&router, "POST", "/change", &[HERE]).await.status(), 401);
+    }
+
+    #[tokio::test]
+    async fn a_program_is_told_no_in_its_own_words() {
+        // LST-021
+        let guard = Guard::new("http://127.0.0.1:3129/".parse().unwrap(), 3129, Some(Secret::new("the-admin-token")));
+        let only = Router::new().route("/v1/only", get(|| async { "only" }));
+        let router = guard.before(only.layer(middleware::from_fn(authorized_only)));
+        for (path, host, status, code) in [
+            ("/v1/only", "127.0.0.1:3129", 401, "admin_token_required"),
+            ("/v1/nothing", "127.0.0.1:3129", 404, "not_found"),
+            ("/v1/only", "evil.test", 403, "forbidden"),
+        ] {
+            let answer = ask(&router, "GET", path, &[("host", host)]).await;
+            assert_eq!(
+                (answer.status().as_u16(), answer.headers()[CONTENT_TYPE].to_str().unwrap()),
+                (status, "application/problem+json")
+            );
+            assert_eq!(answer.headers().contains_key(WWW_AUTHENTICATE), status == 401);
+            assert_eq!(answer.headers()[CACHE_CONTROL], "no-store");
+            let body = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["code"], code);
+        }
+        let page = ask(&router, "GET", "/nothing", &[HERE]).await;
+        assert_eq!(page.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
     }
 
     #[tokio::test]
