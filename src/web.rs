@@ -335,7 +335,7 @@ pub fn written(time: SystemTime) -> Option<String> {
 }
 
 /// What a browser is told with every answer (OAU-018).
-fn secure(headers: &mut HeaderMap) {
+pub fn secure(headers: &mut HeaderMap) {
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(CONTENT_POLICY));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

@@ -167,11 +167,8 @@ async fn callback(State(desk): State<Callback>, at: Uri) -> Response {
     };
     let status = if finished.is_ok() { StatusCode::OK } else { StatusCode::BAD_REQUEST };
     let mut response = (status, Html(page.render().unwrap_or_default())).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(web::CONTENT_POLICY));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    web::secure(response.headers_mut());
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     if !matches!(finished, Err(ConsentError::StateUnknown)) {
         let _ = desk.ended.try_send(finished);
     }

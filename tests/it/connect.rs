@@ -26,6 +26,7 @@ async fn a_consent_in_a_terminal_frees_the_request_that_waits() {
         let (mut command, asked, mut browser) = waiting(&world, &[]).await;
         let page = browser.comes_back(&world.issued.says_yes(&asked)).await;
         assert_eq!((page.reply.status, page.heading()), (200, "Main is connected".to_owned()));
+        assert_eq!(page.reply.header("x-frame-options"), Some("DENY"));
         let said = command.says("connected").await;
         assert_eq!(said, ["connected `main` for `default`: read write; the token is good for 60 min"]);
         assert_eq!(command.ends().await, 0);
