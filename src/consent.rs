@@ -341,7 +341,7 @@ impl Consent {
     ) -> Result<Started, ConsentError> {
         let Parts { tokens, store, clock, .. } = &self.inner.parts;
         let authorizer = tokens.authorizer(&plan.provider.name).await.map_err(ConsentError::Nowhere)?;
-        let (state, verifier) = (Secret::new(pkce::random()?), pkce::verifier()?);
+        let (state, verifier) = (Secret::random()?, pkce::verifier()?);
         let now = clock.now().wall;
         let kept = Kept {
             provider: plan.provider.name.to_string(),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 /// Stands in for a key that a program insists on; on a routed host it is taken out of every request.
@@ -16,6 +18,16 @@ impl Secret {
     /// Takes a value in.
     pub fn new(value: impl Into<String>) -> Self {
         Self(Arc::new(Zeroizing::new(value.into())))
+    }
+
+    /// 256 random bits as 43 characters that are safe in a URL and in a cookie.
+    ///
+    /// # Errors
+    /// Where the machine has no randomness.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *bytes)?;
+        Ok(Self::new(BASE64_URL_SAFE_NO_PAD.encode(*bytes)))
     }
 
     /// The value itself. Every use of a secret is found by searching for this name.

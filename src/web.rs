@@ -31,7 +31,6 @@ use url::Url;
 use crate::drain::Drain;
 use crate::host::Authority;
 use crate::listen::Listener;
-use crate::oauth::pkce;
 use crate::secret::Secret;
 
 /// For what a page may load and do. A page that sends its form elsewhere says so itself.
@@ -216,7 +215,7 @@ impl Browser {
     pub fn of(headers: &HeaderMap, base: &Url) -> Result<Self, getrandom::Error> {
         match Self::known(headers, base) {
             Some(browser) => Ok(browser),
-            None => Ok(Self { id: Secret::new(pkce::random()?), is_new: true }),
+            None => Ok(Self { id: Secret::random()?, is_new: true }),
         }
     }
 

@@ -3,7 +3,6 @@
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
@@ -15,22 +14,12 @@ pub const METHOD: &str = "S256";
 /// # Errors
 /// Where the machine has no randomness.
 pub fn verifier() -> Result<Secret, getrandom::Error> {
-    random().map(Secret::new)
+    Secret::random()
 }
 
 /// The `code_challenge` of a verifier (RFC 7636 section 4.2).
 pub fn challenge(verifier: &Secret) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(verifier.expose().as_bytes()))
-}
-
-/// 256 random bits as 43 characters that are safe in a URL and in a cookie.
-///
-/// # Errors
-/// Where the machine has no randomness.
-pub fn random() -> Result<String, getrandom::Error> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *bytes)?;
-    Ok(BASE64_URL_SAFE_NO_PAD.encode(*bytes))
 }
 
 #[cfg(test)]
