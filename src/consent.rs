@@ -23,7 +23,7 @@ use crate::connections::spoken;
 use crate::links::{Invitation, Links};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::authorization::{self, Outcome};
-use crate::oauth::{Grant, Provider, pkce};
+use crate::oauth::{Grant, Provider, is_scope, pkce, union};
 use crate::secret::Secret;
 use crate::store::{Flow, Most, State, Store, StoreError, Taken};
 use crate::tokens::{GrantError, Granted, Proof, Tokens};
@@ -309,13 +309,10 @@ impl Consent {
         let subject = Subject::User(user.clone());
         // A row that does not open can be replaced like any other.
         let row = self.inner.parts.store.grant(&provider.name, &subject).await.ok().flatten();
-        let mut further = invitation.scopes.clone();
-        further.extend(row.iter().flat_map(|row| row.further_scopes.iter().cloned()));
+        let mut further =
+            union(&invitation.scopes, row.as_ref().map(|row| row.further_scopes.as_slice()).unwrap_or_default());
         further.retain(|scope| !provider.target.scopes.contains(scope));
-        further.sort();
-        further.dedup();
-        let mut scopes = [provider.target.scopes.clone(), further.clone()].concat();
-        scopes.sort();
+        let scopes = union(&provider.target.scopes, &further);
         let again = row.is_some_and(|row| row.state == State::Connected);
         Ok(Plan { provider, user, scopes, further, return_to, again })
     }
@@ -479,11 +476,6 @@ impl Consent {
 fn returned(mut page: Url, outcome: &str, provider: &ProviderName) -> Url {
     page.query_pairs_mut().append_pair("integration", outcome).append_pair("provider", provider.as_str());
     page
-}
-
-/// RFC 6749 section 3.3.
-fn is_scope(scope: &str) -> bool {
-    (1..=256).contains(&scope.len()) && scope.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'))
 }
 
 fn id(state: &Secret) -> [u8; 32] {

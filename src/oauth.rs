@@ -197,6 +197,11 @@ pub struct Target {
     pub resource: Vec<String>,
 }
 
+/// Whether this is a scope (RFC 6749 section 3.3), and no longer than anybody's.
+pub fn is_scope(scope: &str) -> bool {
+    (1..=256).contains(&scope.len()) && scope.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'))
+}
+
 /// All scopes of both, sorted.
 pub fn union(some: &[String], others: &[String]) -> Vec<String> {
     let mut all: Vec<String> = some.iter().chain(others).cloned().collect();

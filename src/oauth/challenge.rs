@@ -3,6 +3,8 @@
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 
+use super::is_scope;
+
 /// What a resource server says is wrong with the token that it was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -41,10 +43,8 @@ pub fn scopes(headers: &HeaderMap) -> Vec<String> {
     let challenges = challenges(headers);
     let bearer = challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case(b"Bearer"));
     let listed = bearer.and_then(|bearer| String::from_utf8(bearer.scope.clone()?).ok()).unwrap_or_default();
-    let is_scope =
-        |scope: &&str| scope.len() <= 256 && scope.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'));
     let mut scopes: Vec<String> =
-        listed.split_ascii_whitespace().filter(is_scope).take(50).map(str::to_owned).collect();
+        listed.split_ascii_whitespace().filter(|scope| is_scope(scope)).take(50).map(str::to_owned).collect();
     scopes.sort();
     scopes.dedup();
     scopes
