@@ -105,8 +105,7 @@ pub struct Plan {
     pub again: bool,
 }
 
-/// A consent that has begun.
-#[derive(Debug)]
+/// A consent that has begun. Nothing prints it.
 pub struct Started {
     /// Where the browser goes. It holds the state: for that browser only.
     pub url: Url,
@@ -260,7 +259,8 @@ impl ConsentError {
 struct Kept {
     provider: String,
     user: String,
-    verifier: String,
+    #[serde(with = "exposed")]
+    verifier: Secret,
     redirect_uri: String,
     further: Vec<String>,
     return_to: Option<Url>,
@@ -270,6 +270,21 @@ struct Kept {
     names_itself: bool,
     /// Seconds since 1970.
     began: u64,
+}
+
+/// A secret within a text that is sealed as a whole.
+mod exposed {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::secret::Secret;
+
+    pub fn serialize<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(secret.expose())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        String::deserialize(deserializer).map(Secret::new)
+    }
 }
 
 /// What a browser brought back.
@@ -343,7 +358,7 @@ impl Consent {
         let kept = Kept {
             provider: plan.provider.name.to_string(),
             user: plan.user.to_string(),
-            verifier: verifier.expose().to_owned(),
+            verifier: verifier.clone(),
             redirect_uri: redirect_uri.to_owned(),
             further: plan.further.clone(),
             return_to: plan.return_to.clone(),
@@ -411,7 +426,7 @@ impl Consent {
                 return Err(ConsentError::Refused { error, description, return_to: kept.return_to.map(Box::new) });
             }
         };
-        let proof = Proof::Code { code, verifier: Secret::new(kept.verifier), redirect_uri: kept.redirect_uri };
+        let proof = Proof::Code { code, verifier: kept.verifier, redirect_uri: kept.redirect_uri };
         let granted = self.inner.parts.tokens.grant(&provider.name, &user, proof, kept.further).await?;
         tracing::info!(provider = %provider.name, user = ?user, scopes = granted.scopes.join(" "), "connected");
         Ok(Finished { provider, user, granted: Some(granted), return_to: kept.return_to })

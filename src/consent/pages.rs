@@ -67,8 +67,8 @@ struct Back {
     label: String,
 }
 
-/// What a link or a form asks for.
-#[derive(Debug, Default, Deserialize)]
+/// What a link or a form asks for. Nothing prints it: a ticket lets whoever has it connect an account.
+#[derive(Default, Deserialize)]
 struct Wish {
     provider: Option<String>,
     user: Option<String>,
