@@ -162,7 +162,7 @@ def test_a_client_comes_through(agent, servers, gits, figure, name):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_a_client_that_does_not_trust_the_ca_calls_nothing(agent, servers, gits, name):
-    """TLS-015: each came through above because it was told whom to trust, and not because it trusts anybody."""
+    """TLS-002: each came through above because it was told whom to trust, and not because it trusts anybody."""
     environment = {"GIT_EXEC_PATH": gits[name]} if name in gits else {}
     done = agent.exec("sh", "-c", UNTRUSTING, "sh", *PROGRAMS[name], check=False, **environment)
     assert done.returncode != 0
