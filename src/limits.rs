@@ -7,8 +7,7 @@ use std::time::Duration;
 pub struct Limits {
     /// How long an agent may take over a request's head, from its first byte to its last.
     pub head_timeout: Duration,
-    /// How long an agent's connection may be open with no request on it. One of HTTP/2 takes no new ones when none has
-    /// come for so long, and ends with the last that is under way.
+    /// How long an agent's connection may be open with no request on it.
     pub idle_timeout: Duration,
     /// How long an agent may pause within a body whose length it has named. A body of chunks is a stream, and may pause.
     pub body_timeout: Duration,

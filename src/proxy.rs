@@ -207,14 +207,15 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (requested, patience) = (Notify::new(), Patience::default());
+        let (requested, patience, answers) = (Notify::new(), Patience::default(), half::Answers::default());
         let service = service_fn(|request| {
             requested.notify_one();
             let (handled, begun) = (self.clone().handle(request, arrival.clone()), patience.begin());
+            let answer = answers.begin();
             async move {
                 let handled = handled.await;
                 begun.answered();
-                handled
+                handled.map(|response| response.map(|body| answer.with(body)))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -228,8 +229,11 @@ impl Proxy {
             .keep_alive_interval(H2_PING_EVERY)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
-        let quiet =
-            async { while tokio::time::timeout(self.limits().idle_timeout, requested.notified()).await.is_ok() {} };
+        let limit = self.limits().idle_timeout;
+        // Not under an answer that lasts: python-h2 takes nothing more of it after GOAWAY.
+        let quiet = async {
+            while tokio::time::timeout(limit, requested.notified()).await.is_ok() || answers.are_under_way() {}
+        };
         tokio::select! {
             () = self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet) => {}
             () = patience.lost() => tracing::warn!("agent connection ended: it only begins requests and gives them up"),

@@ -37,6 +37,11 @@ impl Answers {
         self.counted.under_way.fetch_add(1, Ordering::AcqRel);
         UnderWay(self.counted.clone())
     }
+
+    /// Whether there is any.
+    pub(super) fn are_under_way(&self) -> bool {
+        self.counted.under_way.load(Ordering::Acquire) > 0
+    }
 }
 
 /// One answer under way.
@@ -82,7 +87,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for HeldEnd<IO> {
         }
         let left = this.left.get_or_insert_with(|| Box::pin(tokio::time::sleep(LEFT)));
         this.answers.counted.reader.register(cx.waker());
-        if this.answers.counted.under_way.load(Ordering::Acquire) == 0 {
+        if !this.answers.are_under_way() {
             return Poll::Ready(Ok(()));
         }
         left.as_mut().poll(cx).map(Ok)

@@ -1,5 +1,7 @@
 """Server-sent events: each arrives when it is sent, for as long as the two ends want, and nobody between them waits."""
 
+import time
+
 import pytest
 
 from world import CLIENTS, NODE, wait_for
@@ -24,6 +26,16 @@ def test_an_event_arrives_before_the_next_one_is_sent(sidebearer, servers, host,
             assert next(events) == str(number)
         servers.tell("fall-silent")
         assert list(events) == []
+
+
+@EITHER_VERSION
+def test_a_listener_is_not_taken_for_idle(sidebearer, servers, http2):
+    """RTY-025"""
+    running = sidebearer(limits={"idle_timeout": "1s"}).run()
+    with running.client(http2=http2) as client, client.stream("GET", "https://api.test/events") as answer:
+        time.sleep(2.5)
+        servers.tell("announce", data="after a while")
+        assert next(data_of(answer)) == "after a while"
 
 
 @HOSTS

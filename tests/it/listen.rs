@@ -95,7 +95,7 @@ async fn a_connection_with_nothing_on_it_is_not_kept_for_ever() {
 }
 
 #[tokio::test]
-async fn a_quiet_http2_connection_takes_no_new_request_and_finishes_what_is_under_way() {
+async fn a_quiet_http2_connection_finishes_what_is_under_way_and_ends() {
     // LST-016
     let world = with("idle_timeout: 100ms").await;
     let gate = Gate::shut();
