@@ -230,17 +230,25 @@ async fn a_wrong_option_and_a_configuration_that_is_not_there_are_told_apart() {
 #[tokio::test]
 async fn what_doctor_has_started_ends_with_it() {
     let machine = Machine::new();
-    let fifo = machine.home.path("fifo");
-    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    // It waits, and so does what it has started; as long as one of them lives, the pipe has a writer.
-    let waits =
-        format!("#!/bin/sh\nexec 3>{}\necho ready >&3\n/bin/sh -c 'kill -STOP $$' &\nkill -STOP $$\n", fifo.display());
+    let (fifo, never) = (machine.home.path("fifo"), machine.home.path("never"));
+    for path in [&fifo, &never] {
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    // It waits, and so does what it has started; as long as one of them lives, the pipe has a writer. Neither is stopped:
+    // the kernel itself ends stopped processes that nobody looks after any more.
+    let waits = format!(
+        "#!/bin/sh\nexec 3>{}\n/bin/sh -c 'echo ready >&3; read line <{never}' &\nread line <{never}\n",
+        fifo.display(),
+        never = never.display()
+    );
     let machine = machine.with_program("bin/curl", &waits);
     let mut doctor = Running::of(machine.command(&[]));
     let mut pipe = soon(opened(&fifo)).await;
     doctor.gets(Signal::INT);
     assert_eq!(doctor.ends().await, 130);
-    let rest = tokio::task::spawn_blocking(move || pipe.read_to_string(&mut String::new()).unwrap());
+    // A thread that this test does not wait for, should it wait in vain.
+    let (closed, rest) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || closed.send(pipe.read_to_string(&mut String::new()).unwrap()));
     assert_eq!(soon(rest).await.unwrap(), 0);
 }
 
