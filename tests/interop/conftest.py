@@ -3,16 +3,23 @@
 import pytest
 
 from browser import Chromium, Person
+from leaks import canaries, leaks
 from world import SERVICE, Servers, Sidebearer
 
 FIGURES = []
+# Where each sidecar of the suite has written whatever it wrote.
+FOLDERS = []
 
 
 @pytest.fixture(scope="session")
 def all_servers(tmp_path_factory):
+    """The servers; when all tests are done, everything that any sidecar wrote is searched for every secret there ever was."""
     servers = Servers(tmp_path_factory.mktemp("servers"))
     yield servers
+    secrets = list(canaries(servers))
     servers.stop()
+    # LEK-001, LEK-006
+    assert [leak for folder in FOLDERS for leak in leaks(folder, secrets)] == []
 
 
 @pytest.fixture
@@ -22,13 +29,19 @@ def servers(all_servers):
 
 
 @pytest.fixture
-def sidebearer(servers, tmp_path):
-    """Makes a configured `sidebearer`; without arguments, one that routes the API to a client-credentials provider."""
+def sidebearer(servers, tmp_path, request):
+    """Makes a configured `sidebearer`; without arguments, one that routes the API to a client-credentials provider.
+
+    `run` logs everything, its libraries too, which write whole headers: that is what the search for secrets is for. A
+    module that measures, or sends so much that the log would be what it measures, says otherwise in its LOG.
+    """
     made = []
 
     def make(**settings):
         settings.setdefault("providers", {"service": SERVICE})
         made.append(Sidebearer(servers, tmp_path / f"sidebearer-{len(made)}", **settings))
+        made[-1].log = getattr(request.module, "LOG", "trace")
+        FOLDERS.append(made[-1].folder)
         return made[-1]
 
     yield make

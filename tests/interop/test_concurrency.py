@@ -9,6 +9,9 @@ import httpx
 
 from world import API
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 REQUESTS = 500
 
 

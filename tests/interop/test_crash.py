@@ -9,6 +9,9 @@ import httpx
 
 from world import USER, wait_for
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 # Never used twice, since a token rests for its last 5 s (C16): each request renews. A revocation would not do here,
 # because a 401 forces only one renewal in 30 s (C5).
 SHORTEST = 3

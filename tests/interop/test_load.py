@@ -9,6 +9,9 @@ import pytest
 from raw import Shim
 from world import wait_for
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 REQUESTS = 20_000
 
 

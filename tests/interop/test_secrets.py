@@ -1,32 +1,11 @@
 """No file and no output of the sidecar ever holds a token or a secret, at the most talkative level."""
 
-import base64
-from urllib.parse import parse_qs, quote_plus, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from world import API, CONSENT, ODD, SECRETS, SERVICE, USER, as_sent, wait_for
-
-
-def canaries(servers):
-    for secret in SECRETS.values():
-        yield from {secret, quote_plus(secret)}
-    yield as_sent("basic", SECRETS["BASIC_SECRET"])
-    yield as_sent("vault", SECRETS["VAULT_SECRET"])
-    yield as_sent(ODD["client_id"], SECRETS["ODD_SECRET"])
-    for who, secret in (("alice", "RESEARCHER_SECRET"), ("operator", "ADMIN_TOKEN")):
-        yield base64.b64encode(f"{who}:{SECRETS[secret]}".encode()).decode()
-    yield from servers.issued()
-
-
-def leaks(folder, canaries):
-    needles = [canary.encode() for canary in canaries]
-    for file in filter(lambda path: path.is_file(), folder.rglob("*")):
-        content = file.read_bytes()
-        for needle in needles:
-            if (at := content.find(needle)) >= 0:
-                line = content[content.rfind(b"\n", 0, at) + 1:at][-300:].decode(errors="replace")
-                yield f"{file.name}: {needle[:4].decode()}... after {line!r}"
+from leaks import canaries, leaks
+from world import API, CONSENT, ODD, SECRETS, SERVICE, USER, wait_for
 
 
 def test_nothing_the_sidecar_writes_holds_a_token_or_a_secret(sidebearer, servers):

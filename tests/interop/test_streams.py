@@ -10,6 +10,9 @@ import pytest
 
 from world import API, CLIENTS, NODE, wait_for
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 MIB = 1024 * 1024
 # With INTEROP_GIB=1 every body here has 1 GiB: 132 GiB in all, a quarter of an hour on two cores.
 WHOLE = bool(os.environ.get("INTEROP_GIB"))

@@ -191,6 +191,9 @@ class Sidebearer:
         self.config = folder / "proxy.yaml"
         self.ca = folder / "ca/ca.pem"
         self.running = []
+        self.log = "info"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
         first = next(iter(providers))
         names = ("auth", "api", "old", "stranger")
         ports = servers.ports | (ports or {})
@@ -208,7 +211,7 @@ class Sidebearer:
         self.config.chmod(0o600)
         self.environment = {
             "PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8",
-            "CONTROL": servers.control_url, **SECRETS,
+            "CONTROL": servers.control_url, "TMPDIR": str(self.temporary), **SECRETS,
         }
 
     def command(self, *arguments, input=None, check=True, seconds=120, **environment):
@@ -276,9 +279,10 @@ class Running:
     def __init__(self, sidebearer, environment):
         self.sidebearer = sidebearer
         self.log = sidebearer.outputs / f"{len(list(sidebearer.outputs.iterdir()))}-run"
+        environment = {"RUST_LOG": sidebearer.log} | sidebearer.environment | environment
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [binary(), "run", "--config", sidebearer.config], env=sidebearer.environment | environment,
+                [binary(), "run", "--config", sidebearer.config], env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=sidebearer.folder,
             )
         self.address = self.admin = None
@@ -293,9 +297,9 @@ class Running:
         self.admin = f"http://{event['admin']}" if event.get("admin") else None
 
     def events(self):
-        """The whole lines of the log; a last one still being written is left for the next look."""
+        """The sidecar's own lines of the log; a last one still being written is left for the next look."""
         whole = self.log.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{") and '"target":"sidebearer' in line]
 
     def trust(self):
         return ssl.create_default_context(cafile=self.sidebearer.ca)

@@ -3,10 +3,12 @@
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::world::answer::{Answer, Gate, usual};
 use crate::world::provider::json_answer;
-use crate::world::{Setup, World, admin_token};
+use crate::world::{Setup, World, admin_token, soon};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -337,4 +339,18 @@ async fn a_renewal_shows_in_the_list() {
     let (all, times) = list(&world).await;
     assert_eq!((all[0]["state"].as_str(), all[0]["scopes"].clone()), (Some("connected"), json!(["read", "write"])));
     assert!(times.iter().all(Option::is_some), "{times:?}");
+}
+
+#[tokio::test]
+async fn a_browser_that_does_not_finish_its_head_is_not_waited_for() {
+    // LST-016
+    let world = Setup::new().top("limits: {head_timeout: 100ms}").start().await;
+    for begun in ["", "GET / HTTP/1.1\r\nHost: "] {
+        let mut browser = soon(TcpStream::connect(world.admin)).await.unwrap();
+        soon(browser.write_all(begun.as_bytes())).await.unwrap();
+        let mut heard = Vec::new();
+        let _ = soon(browser.read_to_end(&mut heard)).await;
+        assert!(!String::from_utf8_lossy(&heard).contains(" 200 "), "{begun:?}");
+    }
+    assert_eq!(world.asks("GET", "/v1/connections", &[], "").await.status, 200);
 }
