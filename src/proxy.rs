@@ -12,6 +12,7 @@ mod intercept;
 mod missing;
 mod pace;
 mod patience;
+mod redact;
 mod reject;
 mod stalls;
 mod target;
@@ -113,6 +114,8 @@ struct Inner {
     failing: dashmap::DashSet<Authority>,
     /// A place for each connection of an agent.
     places: Arc<Semaphore>,
+    /// Hosts whose text could not be searched for tokens, each told of once.
+    coded: dashmap::DashSet<Authority>,
 }
 
 /// Where a request came in.
@@ -145,6 +148,7 @@ impl Proxy {
             pseudonym: headers::Pseudonym::random(),
             failing: dashmap::DashSet::new(),
             places,
+            coded: dashmap::DashSet::new(),
         };
         Self { inner: Arc::new(inner) }
     }

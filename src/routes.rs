@@ -31,6 +31,8 @@ pub struct Route {
     pub retry: Retry,
     /// The protocol spoken to the upstream.
     pub upstream_http: UpstreamHttp,
+    /// Whether a token is taken out of answers that repeat it.
+    pub redact_reflections: bool,
 }
 
 /// What a route does with a request.
@@ -402,6 +404,7 @@ mod tests {
             plaintext: false,
             retry: Retry::Once,
             upstream_http: UpstreamHttp::Auto,
+            redact_reflections: false,
         }
     }
 

@@ -80,6 +80,13 @@ pub struct Bearer {
     unproven: bool,
 }
 
+impl Bearer {
+    /// The token by itself, to be recognised where it must not be.
+    pub fn token(&self) -> &Secret {
+        &self.secret
+    }
+}
+
 /// Authorization servers, as something to call. [`Calls`] is the one that uses the network.
 pub trait Servers: Send + Sync + 'static {
     /// Sends a request of a client: for a token, or about one.

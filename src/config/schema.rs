@@ -362,6 +362,8 @@ pub(super) struct Route {
     pub retry: Option<Retry>,
     /// The protocol spoken to the upstream; `auto` when left out.
     pub upstream_http: Option<UpstreamHttp>,
+    /// Takes the token out of answers that repeat it: fields, and text that is not compressed.
+    pub redact_reflections: Option<bool>,
 }
 
 /// Whether a request that was answered 401 is sent once more.

@@ -126,7 +126,7 @@ providers:
     refresh_on: [401, 403]
   two: { token_url: 'https://two.test', client_id: two, refresh_token: {} }
 routes:
-  - { host: Api.Test:8443, provider: one, paths: [/v1/**], methods: [GET], retry: never, upstream_http: h1 }
+  - { host: Api.Test:8443, provider: one, paths: [/v1/**], methods: [GET], retry: never, upstream_http: h1, redact_reflections: true }
   - { host: '*.plain.test', deny: true, plaintext: true }
 unmatched: deny
 store: { path: /store, keys: ['${KEY}'] }
@@ -160,9 +160,9 @@ store: { path: /store, keys: ['${KEY}'] }
     let [api, plain] = settings.routes.as_slice() else { panic!("{:?}", settings.routes) };
     assert_eq!((api.name.as_str(), api.port), ("routes[0] api.test:8443", 8443));
     assert_eq!(api.action, Action::Authenticate("one".parse().unwrap()));
-    assert_eq!((api.retry, api.upstream_http), (Retry::Never, UpstreamHttp::H1));
+    assert_eq!((api.retry, api.upstream_http, api.redact_reflections), (Retry::Never, UpstreamHttp::H1, true));
     assert_eq!((plain.name.as_str(), plain.port, plain.plaintext), ("routes[1] *.plain.test", 80, true));
-    assert_eq!(plain.action, Action::Deny);
+    assert_eq!((&plain.action, plain.redact_reflections), (&Action::Deny, false));
 }
 
 #[test]

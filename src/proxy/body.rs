@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::headers;
+use super::redact::{Redacted, Redactor};
 use super::stalls::Reading;
 use crate::upstream::{BodyError, RequestBody};
 
@@ -198,6 +199,8 @@ pub(super) enum ResponseBody {
     Whole(Option<Bytes>),
     /// The upstream's, after what was read ahead of it.
     Upstream { ahead: VecDeque<Result<Frame<Bytes>, BodyError>>, rest: Reading, watcher: Option<Watcher> },
+    /// An upstream's from which tokens are taken out.
+    Redacted(Box<Redacted<ResponseBody>>),
 }
 
 impl ResponseBody {
@@ -210,6 +213,11 @@ impl ResponseBody {
         if let Self::Upstream { watcher: place, .. } = self {
             *place = Some(Box::new(watcher));
         }
+    }
+
+    /// Takes tokens out of it from here on: out of its trailers, and out of its data if that is text.
+    pub(super) fn redacted(self, redactor: Redactor, text: bool) -> Self {
+        Self::Redacted(Box::new(Redacted::new(self, redactor, text)))
     }
 
     /// Reads up to 64 KiB ahead, so that a short body's connection is free again while its token is renewed. Can be
@@ -256,6 +264,7 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(frame)
             }
+            Self::Redacted(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -263,6 +272,7 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
             Self::Upstream { ahead, rest, .. } => ahead.is_empty() && rest.is_end_stream(),
+            Self::Redacted(body) => body.is_end_stream(),
         }
     }
 
@@ -273,6 +283,7 @@ impl Body for ResponseBody {
                 let before: usize = ahead.iter().map(data_length).sum();
                 longer(rest.size_hint(), before)
             }
+            Self::Redacted(body) => body.size_hint(),
         }
     }
 }
@@ -281,7 +292,7 @@ fn data_length<E>(frame: &Result<Frame<Bytes>, E>) -> usize {
     frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len)
 }
 
-fn longer(mut hint: SizeHint, by: usize) -> SizeHint {
+pub(super) fn longer(mut hint: SizeHint, by: usize) -> SizeHint {
     if let Some(upper) = hint.upper() {
         hint.set_upper(upper + by as u64);
     }

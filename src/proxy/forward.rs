@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::body::{Replay, ResponseBody};
 use super::caller::Caller;
+use super::redact::{self, Redactor};
 use super::reject::Reject;
 use super::{Proxy, Record, admit, headers, missing, websocket};
 use crate::names::Subject;
@@ -56,8 +57,13 @@ pub(super) async fn forward(
     };
     let mut outgoing = Outgoing::new(proxy, request, origin);
     headers::remove_placeholders(&mut outgoing.head.headers);
-    let answer = Authenticated { proxy, route, key, outgoing }.exchange(record).await?;
-    answer.into_response(proxy)
+    let redactor = route.redact_reflections.then(Redactor::default);
+    if redactor.is_some() {
+        redact::ask_for_plain(&mut outgoing.head.headers);
+    }
+    let mut authenticated = Authenticated { proxy, route, key, outgoing, redactor };
+    let answer = authenticated.exchange(record).await?;
+    authenticated.redacted(answer).into_response(proxy)
 }
 
 /// A request that carries a token.
@@ -66,6 +72,8 @@ struct Authenticated<'a> {
     route: &'a Arc<Route>,
     key: Key,
     outgoing: Outgoing<'a>,
+    /// Knows every token that was sent, where the route has them taken out of the answer.
+    redactor: Option<Redactor>,
 }
 
 impl Authenticated<'_> {
@@ -74,7 +82,7 @@ impl Authenticated<'_> {
         let bearer = self.bearer().await;
         record.token = asked.elapsed();
         let bearer = bearer?;
-        let mut first = self.outgoing.send(Some(&bearer)).await?;
+        let mut first = self.send(&bearer).await?;
         if !self.rejected(&first) {
             return Ok(self.taken(first, bearer));
         }
@@ -120,9 +128,27 @@ impl Authenticated<'_> {
         }
     }
 
+    async fn send(&mut self, bearer: &Bearer) -> Result<Answer, Reject> {
+        if let Some(redactor) = &mut self.redactor {
+            redactor.add(bearer.token());
+        }
+        self.outgoing.send(Some(bearer)).await
+    }
+
+    /// Takes the tokens out of the answer, where the route says so.
+    fn redacted(self, answer: Answer) -> Answer {
+        let Some(redactor) = self.redactor else { return answer };
+        let authority = &self.outgoing.origin.authority;
+        // It passes: the request was carried out, and an agent that is refused the answer would make it again.
+        if redact::is_coded_text(&answer.response) && self.proxy.inner.coded.insert(authority.clone()) {
+            tracing::warn!(%authority, "a compressed answer was not searched for the token");
+        }
+        Answer { response: redactor.redact(answer.response), ..answer }
+    }
+
     /// The second answer is the agent's, whatever it is.
     async fn second(&mut self, bearer: Bearer) -> Result<Answer, Reject> {
-        let answer = self.outgoing.send(Some(&bearer)).await?;
+        let answer = self.send(&bearer).await?;
         Ok(if self.rejected(&answer) { answer } else { self.taken(answer, bearer) })
     }
 

@@ -16,6 +16,7 @@ mod http2;
 mod listen;
 mod missing;
 mod program;
+mod reflections;
 mod retry;
 mod routing;
 mod tls;

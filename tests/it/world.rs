@@ -578,6 +578,11 @@ impl World {
         .await;
     }
 
+    /// What agents have been told so far may have held a secret.
+    pub fn forgives_what_was_told(&self) {
+        self.heard.forget();
+    }
+
     /// Says stop.
     pub fn begins_to_stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());

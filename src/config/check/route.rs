@@ -80,6 +80,7 @@ impl Check<'_> {
                     Some(schema::UpstreamHttp::H1) => UpstreamHttp::H1,
                     Some(schema::UpstreamHttp::Auto) | None => UpstreamHttp::Auto,
                 },
+                redact_reflections: route.redact_reflections.unwrap_or(false),
             }
         };
         hosts.into_iter().map(made).collect()

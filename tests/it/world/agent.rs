@@ -70,6 +70,10 @@ impl Heard {
         self.0.lock().unwrap().extend(&bytes[..bytes.len().min(KEPT)]);
     }
 
+    pub fn forget(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }

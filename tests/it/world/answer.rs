@@ -1,5 +1,6 @@
 //! What a server of the world answers, in words.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -50,6 +51,11 @@ impl Answer {
 
     pub fn saying(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Filler::text(body);
+        self
+    }
+
+    pub fn streaming(mut self, body: Filler) -> Self {
+        self.body = body;
         self
     }
 
@@ -127,6 +133,8 @@ impl Gate {
 #[derive(Clone)]
 pub struct Filler {
     text: Bytes,
+    /// Texts behind it, each in a frame of its own, some of which wait.
+    later: VecDeque<(Option<Gate>, Bytes)>,
     left: u64,
     trailers: Option<HeaderMap>,
     gate: Option<(u64, Gate)>,
@@ -137,7 +145,19 @@ const CHUNK: u64 = 16 << 10;
 
 impl Filler {
     pub fn text(text: impl Into<Bytes>) -> Self {
-        Self { text: text.into(), left: 0, trailers: None, gate: None, length_unknown: false }
+        Self { text: text.into(), later: VecDeque::new(), left: 0, trailers: None, gate: None, length_unknown: false }
+    }
+
+    /// A text, in frames of so many bytes.
+    pub fn cut(text: &str, size: usize) -> Self {
+        let later = text.as_bytes().chunks(size).map(|piece| (None, Bytes::copy_from_slice(piece))).collect();
+        Self { later, ..Self::text("") }
+    }
+
+    /// Another text behind it, when the gate is open.
+    pub fn then_text(mut self, gate: &Gate, text: impl Into<Bytes>) -> Self {
+        self.later.push_back((Some(gate.clone()), text.into()));
+        self
     }
 
     pub fn of(bytes: u64) -> Self {
@@ -192,18 +212,25 @@ impl Body for Filler {
         if let Some(chunk) = self.chunk() {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
+        if let Some((gate, _)) = self.later.front() {
+            if let Some(gate) = gate {
+                ready!(gate.poll_pass(cx));
+            }
+            return Poll::Ready(self.later.pop_front().map(|(_, text)| Ok(Frame::data(text))));
+        }
         Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.text.is_empty() && self.left == 0 && self.trailers.is_none()
+        self.text.is_empty() && self.left == 0 && self.later.is_empty() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         if self.length_unknown || self.trailers.is_some() {
             SizeHint::default()
         } else {
-            SizeHint::with_exact(self.text.len() as u64 + self.left)
+            let later: usize = self.later.iter().map(|(_, text)| text.len()).sum();
+            SizeHint::with_exact((self.text.len() + later) as u64 + self.left)
         }
     }
 }

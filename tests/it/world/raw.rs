@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderMap;
+use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -224,10 +225,19 @@ impl Raw {
 
     /// Speaks HTTP/1.1 on it, for one request.
     pub async fn http1(self, request: http::Request<super::answer::Filler>) -> Result<Reply, hyper::Error> {
+        let heard = self.heard.clone();
+        Reply::read(self.http1_streaming(request).await?, &heard).await
+    }
+
+    /// As [`Raw::http1`], to the end of the head.
+    pub async fn http1_streaming(
+        self,
+        request: http::Request<super::answer::Filler>,
+    ) -> Result<http::Response<Incoming>, hyper::Error> {
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(self.io));
         let (mut sender, connection) = soon(unread(handshake)).await?;
         tokio::spawn(unread(connection));
         let response = tokio::time::timeout(DEADLINE, unread(sender.send_request(request))).await;
-        Reply::read(response.expect("no answer in time")?, &self.heard).await
+        response.expect("no answer in time")
     }
 }
