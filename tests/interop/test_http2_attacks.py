@@ -7,6 +7,9 @@ import pytest
 from hpack import Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 # An attack may make it grow by this much.
 ROOM = 256 * 1024 * 1024
 CALM = 11
