@@ -114,10 +114,9 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     ca_files.write(&ca, roots.certificates())?;
 
     let (events, drain) = (Events::default(), Drain::default());
-    let dialer = Dialer::new(&roots, settings.resolve.clone(), &settings.limits)?;
     let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at));
-    dialer.refuse(own.collect());
-    let calls = Arc::new(Calls::new(&roots, &settings.resolve)?);
+    let dialer = dialer(settings, &roots, own.collect())?;
+    let calls = Arc::new(Calls::new(dialer.clone()));
     let (servers, webhooks) = (calls.clone(), calls);
     let parts = tokens::Parts {
         store: store.clone(),
@@ -163,6 +162,13 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
     Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
+}
+
+/// What leads out, and never to our `own` listeners.
+fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>) -> Result<Dialer, AppError> {
+    let dialer = Dialer::new(roots, settings.resolve.clone(), &settings.limits)?;
+    dialer.refuse(own);
+    Ok(dialer)
 }
 
 async fn bind(key: &'static str, place: &Place) -> Result<Listener, AppError> {
@@ -215,7 +221,8 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
     let (clock, drain) = (Clock::system(), Drain::default());
-    let servers = Arc::new(Calls::new(&roots, &settings.resolve)?);
+    let own = settings.listen.iter().filter_map(|(place, _)| place.address()).chain(settings.admin);
+    let servers = Arc::new(Calls::new(dialer(settings, &roots, own.collect())?));
     let (events, shared) = (Events::default(), store.clone());
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
     let tokens = Tokens::new(&settings.providers, parts);

@@ -40,6 +40,8 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a silent connection is left before it is asked whether somebody is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How we name ourselves where a request is our own.
+const OURSELVES: &str = concat!("sidebearer/", env!("CARGO_PKG_VERSION"));
 
 /// Where requests go. A clone shares the connections.
 #[derive(Clone)]

@@ -1,30 +1,28 @@
-//! Calls to authorization servers: one deadline, no redirects, no ambient proxy, at most 64 KiB of answer.
+//! Calls to authorization servers and webhooks: one deadline, no redirects, at most 64 KiB of answer.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use reqwest::Client;
-use url::Url;
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request};
+use http_body_util::{BodyExt, Full};
+use url::{Position, Url};
 
-use super::{Roots, RootsError, causes};
+use super::{Dialer, OURSELVES, Origin, RequestBody, Upstream, UpstreamError};
 use crate::host::Authority;
 use crate::oauth::TokenRequestFormat;
 use crate::oauth::grant::TokenRequest;
+use crate::routes::UpstreamHttp;
 use crate::secret::Secret;
 
 /// For the whole call, name resolution to last byte.
 const DEADLINE: Duration = Duration::from_secs(20);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The client for token endpoints and discovery.
 #[derive(Clone)]
 pub struct Calls {
-    client: Client,
-    /// A client for each authority that `resolve:` sends elsewhere.
-    resolved: HashMap<Authority, Client>,
+    /// With connections of its own: no agent's request ever shares one with a secret.
+    upstream: Upstream,
 }
 
 /// An authorization server's answer.
@@ -38,17 +36,9 @@ pub struct Reply {
 }
 
 impl Calls {
-    /// A client that trusts `roots` and follows `resolve`.
-    ///
-    /// # Errors
-    /// When TLS cannot be set up, which means a broken build.
-    pub fn new(roots: &Roots, resolve: &HashMap<Authority, SocketAddr>) -> Result<Self, RootsError> {
-        let client = build(roots, None)?;
-        let resolved = resolve
-            .iter()
-            .map(|(authority, address)| Ok((authority.clone(), build(roots, Some((authority, *address)))?)))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { client, resolved })
+    /// A client that finds its way as `dialer` does. Must be called within a tokio runtime.
+    pub fn new(dialer: Dialer) -> Self {
+        Self { upstream: Upstream::new(dialer) }
     }
 
     /// Sends a request to a provider (RFC 6749 section 4.4.2).
@@ -60,7 +50,13 @@ impl Calls {
             TokenRequestFormat::Form => "application/x-www-form-urlencoded",
             TokenRequestFormat::Json => "application/json",
         };
-        self.send(&request.url, request.authorization.as_ref(), content_type, &request.body, limit).await
+        let mut post = to(Method::POST, &request.url).header(CONTENT_TYPE, content_type);
+        if let Some(authorization) = &request.authorization {
+            let mut value = HeaderValue::from_str(authorization.expose()).map_err(|_| CallError::Request)?;
+            value.set_sensitive(true);
+            post = post.header(AUTHORIZATION, value);
+        }
+        self.send(&request.url, post, request.body.expose().to_owned(), limit).await
     }
 
     /// Posts a JSON document, such as a message to a webhook.
@@ -68,32 +64,8 @@ impl Calls {
     /// # Errors
     /// No answer, or more than `limit` bytes of it.
     pub async fn post_json(&self, url: &Url, body: &Secret, limit: usize) -> Result<Reply, CallError> {
-        self.send(url, None, "application/json", body, limit).await
-    }
-
-    async fn send(
-        &self,
-        url: &Url,
-        authorization: Option<&Secret>,
-        content_type: &'static str,
-        body: &Secret,
-        limit: usize,
-    ) -> Result<Reply, CallError> {
-        let (client, url, host) = self.client_for(url);
-        let mut request = client
-            .post(url)
-            .header(CONTENT_TYPE, content_type)
-            .header(ACCEPT, "application/json")
-            .body(body.expose().to_owned());
-        if let Some(host) = host {
-            request = request.header(HOST, host);
-        }
-        if let Some(authorization) = authorization {
-            let mut value = HeaderValue::from_str(authorization.expose()).map_err(|_| CallError::Request)?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
-        read(request, limit).await
+        let post = to(Method::POST, url).header(CONTENT_TYPE, "application/json");
+        self.send(url, post, body.expose().to_owned(), limit).await
     }
 
     /// Gets a document.
@@ -101,27 +73,43 @@ impl Calls {
     /// # Errors
     /// No answer, or more than `limit` bytes of it.
     pub async fn get(&self, url: &Url, limit: usize) -> Result<Reply, CallError> {
-        let (client, url, host) = self.client_for(url);
-        let mut request = client.get(url).header(ACCEPT, "application/json");
-        if let Some(host) = host {
-            request = request.header(HOST, host);
-        }
-        read(request, limit).await
+        self.send(url, to(Method::GET, url), String::new(), limit).await
     }
 
-    /// The client, and the URL and `Host` for it. A port written in a URL overrules the one of a resolved address in
-    /// reqwest, so it is taken out of the URL and named in `Host` instead.
-    fn client_for(&self, url: &Url) -> (&Client, Url, Option<String>) {
-        let resolved = authority_of(url).and_then(|authority| self.resolved.get(&authority));
-        let Some(client) = resolved else { return (&self.client, url.clone(), None) };
-        let host = url.port().and_then(|port| url.host_str().map(|host| format!("{host}:{port}")));
-        let mut url = url.clone();
-        let _ = url.set_port(None);
-        (client, url, host)
+    async fn send(&self, url: &Url, request: request::Builder, body: String, limit: usize) -> Result<Reply, CallError> {
+        let origin = origin(url).ok_or(CallError::Request)?;
+        let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+        let request = request.body(body).map_err(|_| CallError::Request)?;
+        let reply = tokio::time::timeout(DEADLINE, self.exchange(&origin, request, limit));
+        reply.await.map_err(|_| CallError::Timeout)?
+    }
+
+    async fn exchange(&self, origin: &Origin, request: Request<RequestBody>, limit: usize) -> Result<Reply, CallError> {
+        let (head, mut rest) = self.upstream.send(origin, request).await?.into_parts();
+        let mut body = Vec::new();
+        while let Some(frame) = rest.frame().await {
+            let frame = frame.map_err(|_| CallError::Broken)?;
+            let data = frame.data_ref().map(Bytes::as_ref).unwrap_or_default();
+            if body.len() + data.len() > limit {
+                return Err(CallError::TooLong);
+            }
+            body.extend_from_slice(data);
+        }
+        Ok(Reply { status: head.status, headers: head.headers, body })
     }
 }
 
-/// Why a call brought no answer. In our own words: the library's text can hold the URL.
+fn to(method: Method, url: &Url) -> request::Builder {
+    let request = Request::builder().method(method).uri(&url[Position::BeforePath..Position::AfterQuery]);
+    request.header(ACCEPT, "application/json").header(USER_AGENT, OURSELVES)
+}
+
+fn origin(url: &Url) -> Option<Origin> {
+    let authority = Authority::new(url.host_str()?.parse().ok()?, url.port_or_known_default()?);
+    Some(Origin { authority, plaintext: url.scheme() == "http", http: UpstreamHttp::H1 })
+}
+
+/// Why a call brought no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The request could not be built.
@@ -146,67 +134,34 @@ pub enum CallError {
     TooLong,
 }
 
-fn build(roots: &Roots, resolve: Option<(&Authority, SocketAddr)>) -> Result<Client, RootsError> {
-    let mut client = Client::builder()
-        .tls_backend_preconfigured(roots.client_config(&[b"http/1.1"])?)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(DEADLINE)
-        .pool_idle_timeout(Duration::from_secs(4))
-        .user_agent(concat!("sidebearer/", env!("CARGO_PKG_VERSION")));
-    if let Some((authority, address)) = resolve {
-        client = client.resolve(&authority.host.to_string(), address);
-    }
-    client.build().map_err(RootsError::Client)
-}
-
-async fn read(request: reqwest::RequestBuilder, limit: usize) -> Result<Reply, CallError> {
-    let mut response = request.send().await.map_err(|error| kind(&error))?;
-    let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| kind(&error))? {
-        if body.len() + chunk.len() > limit {
-            return Err(CallError::TooLong);
+impl From<UpstreamError> for CallError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::Resolve => CallError::Connect("its name does not resolve".into()),
+            UpstreamError::Connect(why) => CallError::Connect(why),
+            UpstreamError::Certificate(why) => CallError::Certificate(why),
+            UpstreamError::ConnectTimeout(_)
+            | UpstreamError::TlsTimeout(_)
+            | UpstreamError::Tls(_)
+            | UpstreamError::Loop => CallError::Connect(error.to_string()),
+            UpstreamError::Unprocessed
+            | UpstreamError::RequestBody
+            | UpstreamError::Closed
+            | UpstreamError::Protocol(_) => CallError::Broken,
         }
-        body.extend_from_slice(&chunk);
     }
-    Ok(Reply { status, headers, body })
-}
-
-fn kind(error: &reqwest::Error) -> CallError {
-    match error {
-        error if error.is_timeout() => CallError::Timeout,
-        error if error.is_connect() => unconnected(error),
-        error if error.is_builder() => CallError::Request,
-        _ => CallError::Broken,
-    }
-}
-
-fn unconnected(error: &reqwest::Error) -> CallError {
-    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-        return match error {
-            rustls::Error::InvalidCertificate(reason) => CallError::Certificate(reason.to_string()),
-            other => CallError::Connect(other.to_string()),
-        };
-    }
-    if causes(error).any(|cause| cause.to_string().starts_with("dns error")) {
-        return CallError::Connect("its name does not resolve".into());
-    }
-    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last();
-    CallError::Connect(io.map_or("no reason given".into(), |io| io.kind().to_string()))
-}
-
-fn authority_of(url: &Url) -> Option<Authority> {
-    Some(Authority::new(url.host_str()?.parse().ok()?, url.port_or_known_default()?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    use super::super::Roots;
     use super::*;
+    use crate::limits::Limits;
 
     /// A server that reads a request's head and answers with these bytes; gives what it read.
     async fn server(answer: String) -> (SocketAddr, tokio::task::JoinHandle<String>) {
@@ -226,9 +181,8 @@ mod tests {
     }
 
     fn calls(resolve: &[(&str, SocketAddr)]) -> Calls {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let resolve = resolve.iter().map(|(name, at)| (Authority::parse(name, None).unwrap(), *at)).collect();
-        Calls::new(&Roots::load(&[], "x").unwrap(), &resolve).unwrap()
+        Calls::new(Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, &Limits::default()).unwrap())
     }
 
     fn url(text: &str) -> Url {

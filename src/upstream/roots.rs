@@ -86,9 +86,6 @@ pub enum RootsError {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(rustls::Error),
-    /// The HTTP client for token endpoints cannot be set up.
-    #[error("the client for token endpoints cannot be set up: {0}")]
-    Client(reqwest::Error),
 }
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
