@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::consent::{self, Consent};
 use crate::drain::{Drain, Drained};
 use crate::events::Events;
+use crate::host;
 use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Listener, Place};
@@ -166,7 +167,13 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
 
 /// What leads out, and never to our `own` listeners.
 fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>) -> Result<Dialer, AppError> {
-    let dialer = Dialer::new(roots, settings.resolve.clone(), &settings.limits)?;
+    for proxy in settings.proxies.all() {
+        if proxy.is_one_of(&own) {
+            return Err(AppError::OwnProxy(proxy.authority.clone()));
+        }
+        tracing::info!(proxy = %proxy.authority, "requests go out through the upstream proxy");
+    }
+    let dialer = Dialer::new(roots, settings.resolve.clone(), settings.proxies.clone(), &settings.limits)?;
     dialer.refuse(own);
     Ok(dialer)
 }
@@ -348,6 +355,9 @@ pub enum AppError {
     /// The roots cannot be read.
     #[error(transparent)]
     Roots(#[from] RootsError),
+    /// What leads out leads back in.
+    #[error("the upstream proxy, {0}, is this proxy itself")]
+    OwnProxy(host::Authority),
 }
 
 impl AppError {
@@ -371,6 +381,9 @@ impl AppError {
                 format!("correct `{variable}`, or unset it to use the system's roots")
             }
             AppError::Roots(_) => "correct `extra_ca_files` in `proxy.yaml`".into(),
+            AppError::OwnProxy(_) => {
+                "name the company's proxy in `upstream_proxy`, or start the sidecar where `HTTPS_PROXY` does".into()
+            }
         }
     }
 }

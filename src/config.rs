@@ -33,6 +33,7 @@ use crate::oauth::Provider;
 use crate::proxy::caller::{Agent, Entrance};
 use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
+use crate::upstream::Proxies;
 
 /// What `proxy.yaml` says, ready to be used.
 #[derive(Debug, Clone)]
@@ -53,6 +54,8 @@ pub struct Settings {
     pub extra_ca_files: Vec<PathBuf>,
     /// The address to dial for an authority, instead of asking DNS.
     pub resolve: HashMap<Authority, SocketAddr>,
+    /// Which proxies lead out.
+    pub proxies: Proxies,
     /// How long live requests may go on after SIGTERM.
     pub drain: Duration,
     /// How long, how large and how many.

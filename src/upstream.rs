@@ -3,8 +3,11 @@
 mod calls;
 mod empties;
 mod http2;
+mod leg;
 mod pool;
+mod proxies;
 mod roots;
+mod via;
 mod websocket;
 
 use std::collections::HashMap;
@@ -19,8 +22,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use crate::host::{Authority, Host};
@@ -29,8 +34,11 @@ use crate::routes::UpstreamHttp;
 
 pub use calls::{CallError, Calls, Reply};
 pub use http2::Duplex;
+pub use leg::Leg;
 pub use pool::{Pooled, Switched, UpstreamBody};
+pub use proxies::{NoProxy, Proxies, ProxyUrlError, UpstreamProxy};
 pub use roots::{Roots, RootsError};
+pub use via::UpstreamProxyError;
 
 /// A request's body on its way out.
 pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -61,7 +69,7 @@ pub struct Origin {
     pub http: UpstreamHttp,
 }
 
-/// Opens connections: name resolution, the `resolve:` map, TCP, TLS.
+/// Opens connections: name resolution, the `resolve:` map, a proxy on the way, TCP, TLS.
 #[derive(Clone)]
 pub struct Dialer {
     inner: Arc<DialerInner>,
@@ -69,6 +77,7 @@ pub struct Dialer {
 
 struct DialerInner {
     resolve: HashMap<Authority, SocketAddr>,
+    proxies: Proxies,
     own: OnceLock<Vec<SocketAddr>>,
     any: Arc<ClientConfig>,
     h1: Arc<ClientConfig>,
@@ -77,15 +86,22 @@ struct DialerInner {
 }
 
 impl Dialer {
-    /// Opens connections that are verified against `roots`; `resolve` names addresses that DNS is not asked for.
+    /// Opens connections that are verified against `roots`; `resolve` names addresses that neither DNS nor one of the
+    /// `proxies` is asked for.
     ///
     /// # Errors
     /// When TLS cannot be set up, which means a broken build.
-    pub fn new(roots: &Roots, resolve: HashMap<Authority, SocketAddr>, limits: &Limits) -> Result<Self, RootsError> {
+    pub fn new(
+        roots: &Roots,
+        resolve: HashMap<Authority, SocketAddr>,
+        proxies: Proxies,
+        limits: &Limits,
+    ) -> Result<Self, RootsError> {
         let any = roots.client_config(&[b"h2", b"http/1.1"])?;
         let h1 = roots.client_config(&[b"http/1.1"])?;
         let inner = DialerInner {
             resolve,
+            proxies,
             own: OnceLock::new(),
             any: Arc::new(any),
             h1: Arc::new(h1),
@@ -100,11 +116,50 @@ impl Dialer {
         let _ = self.inner.own.set(own);
     }
 
-    /// Opens a TCP connection.
+    /// Opens a connection on which the destination's own bytes go: its TLS, or whatever it speaks.
     ///
     /// # Errors
-    /// No address, no connection in time, or our own listener at the other end.
-    pub async fn tcp(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+    /// No address, no connection in time, our own listener at the other end, or a proxy that does not lead there.
+    pub async fn tcp(&self, to: &Authority) -> Result<Leg, UpstreamError> {
+        self.open(to, self.proxy(to, false)).await
+    }
+
+    /// As [`Dialer::tcp`], for a destination that is spoken to in the clear.
+    async fn plain(&self, to: &Authority) -> Result<Leg, UpstreamError> {
+        self.open(to, self.proxy(to, true)).await
+    }
+
+    async fn open(&self, to: &Authority, proxy: Option<&UpstreamProxy>) -> Result<Leg, UpstreamError> {
+        let Some(proxy) = proxy else { return self.direct(to).await.map(Leg::from) };
+        let leg = self.to_proxy(proxy).await?;
+        let (leg, early) = via::connect(leg, proxy, to, self.inner.connect_timeout).await?;
+        Ok(leg.after(early))
+    }
+
+    /// The proxy that leads to a destination. An address that `resolve:` names is dialled, whatever leads there else.
+    fn proxy(&self, to: &Authority, plaintext: bool) -> Option<&UpstreamProxy> {
+        self.inner.proxies.to(to, plaintext).filter(|_| !self.inner.resolve.contains_key(to))
+    }
+
+    /// The proxy that requests to an origin are sent to, as they are and not through a tunnel: many have none to port 80.
+    fn relay(&self, origin: &Origin) -> Option<&UpstreamProxy> {
+        if origin.plaintext { self.proxy(&origin.authority, true) } else { None }
+    }
+
+    /// Opens a connection to a proxy.
+    async fn to_proxy(&self, proxy: &UpstreamProxy) -> Result<Leg, UpstreamError> {
+        let unreachable = |error| match error {
+            UpstreamError::Loop => UpstreamProxyError::Own,
+            error => UpstreamProxyError::Unreachable(Box::new(error)),
+        };
+        let tcp = self.direct(&proxy.authority).await.map_err(unreachable)?;
+        if !proxy.tls {
+            return Ok(tcp.into());
+        }
+        Ok(self.handshake(&self.inner.h1, &proxy.authority.host, tcp).await.map_err(unreachable)?.into())
+    }
+
+    async fn direct(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
         let stream = match self.inner.resolve.get(to) {
             Some(address) => within(self.inner.connect_timeout, TcpStream::connect(address)).await?,
             None => self.resolved(to).await?,
@@ -136,21 +191,29 @@ impl Dialer {
     ///
     /// # Errors
     /// As [`Dialer::tcp`], or the other side could not prove that it is that name.
-    pub async fn tls(
-        &self,
-        to: &Authority,
-        http: UpstreamHttp,
-    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, UpstreamError> {
-        let tcp = self.tcp(to).await?;
+    pub async fn tls(&self, to: &Authority, http: UpstreamHttp) -> Result<TlsStream<Leg>, UpstreamError> {
+        let leg = self.tcp(to).await?;
         let config = match http {
             UpstreamHttp::Auto => &self.inner.any,
             UpstreamHttp::H1 => &self.inner.h1,
         };
-        let name = match &to.host {
+        self.handshake(config, &to.host, leg).await
+    }
+
+    async fn handshake<IO>(
+        &self,
+        config: &Arc<ClientConfig>,
+        host: &Host,
+        io: IO,
+    ) -> Result<TlsStream<IO>, UpstreamError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = match host {
             Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).map_err(|_| UpstreamError::Resolve)?,
             Host::Ip(ip) => ServerName::from(*ip),
         };
-        let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
+        let handshake = TlsConnector::from(config.clone()).connect(name, io);
         let limit = self.inner.handshake_timeout;
         let stream = tokio::time::timeout(limit, handshake).await.map_err(|_| UpstreamError::TlsTimeout(limit))?;
         stream.map_err(|error| UpstreamError::tls(&error))
@@ -244,6 +307,9 @@ pub enum UpstreamError {
     /// What came is not HTTP.
     #[error("the upstream's answer is broken: {0}")]
     Protocol(String),
+    /// A proxy on the way did not lead there.
+    #[error(transparent)]
+    Proxy(#[from] UpstreamProxyError),
 }
 
 impl UpstreamError {
@@ -252,9 +318,28 @@ impl UpstreamError {
         matches!(self, UpstreamError::Unprocessed)
     }
 
+    /// A stable name, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            UpstreamError::Proxy(error) => error.code(),
+            other => other.proxy_status(),
+        }
+    }
+
+    /// Whether nobody answered in time.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_) => true,
+            UpstreamError::Proxy(UpstreamProxyError::Unreachable(error)) => error.is_timeout(),
+            UpstreamError::Proxy(UpstreamProxyError::Silent(_)) => true,
+            _ => false,
+        }
+    }
+
     /// The error's name in `Proxy-Status` (RFC 9209 section 2.3).
     pub fn proxy_status(&self) -> &'static str {
         match self {
+            UpstreamError::Proxy(error) => error.proxy_status(),
             UpstreamError::Resolve => "dns_error",
             UpstreamError::Connect(_) => "connection_refused",
             UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_) => "connection_timeout",
@@ -371,5 +456,19 @@ mod tests {
         assert!(!loops("0.0.0.0:3129", "10.0.0.6:3129", "10.0.0.5:50000"));
         assert!(!loops("0.0.0.0:3129", "127.0.0.1:3130", "127.0.0.1:50000"));
         assert!(!loops("127.0.0.1:3129", "127.0.0.2:3129", "127.0.0.1:50000"));
+    }
+    #[tokio::test]
+    async fn a_proxy_that_turns_out_to_be_our_own_listener_is_not_asked() {
+        // LST-002
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let corp = "http://corp.test:3128".parse::<UpstreamProxy>().unwrap();
+        let resolve = HashMap::from([(corp.authority.clone(), address)]);
+        let proxies = Proxies { plain: Some(corp.clone()), tunnels: Some(corp), direct: Vec::new() };
+        let dialer = Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default()).unwrap();
+        dialer.refuse(vec![address]);
+        let api = Authority::parse("api.test:443", None).unwrap();
+        assert_eq!(dialer.tcp(&api).await.err(), Some(UpstreamError::Proxy(UpstreamProxyError::Own)));
+        assert_eq!(dialer.plain(&api).await.err(), Some(UpstreamError::Proxy(UpstreamProxyError::Own)));
     }
 }

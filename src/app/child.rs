@@ -25,10 +25,12 @@ pub async fn run(command: &[OsString], variables: Vec<Variable>, hidden: &[Strin
     // Before the command starts: a signal that came in between would end us and not it.
     let signals = Signals::listen().map_err(AppError::Command)?;
     let mut command = Command::new(program);
-    command.args(arguments).envs(variables);
+    command.args(arguments);
     for name in hidden {
         command.env_remove(name);
     }
+    // After that: `upstream_proxy` may come from the HTTPS_PROXY that the command gets anew.
+    command.envs(variables);
     let child = match process::as_before(|| command.spawn()) {
         Ok(child) => child,
         Err(error) => {

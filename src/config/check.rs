@@ -3,6 +3,7 @@
 mod admin;
 mod listen;
 mod provider;
+mod proxies;
 mod route;
 
 use std::collections::HashMap;
@@ -38,15 +39,19 @@ impl Check<'_> {
         let store_keys = self.store_keys(&top.key("store").key("keys"), store.keys);
         let hosts = hosts(&file.providers);
         let agents = self.agents(&top, file.agents);
+        let listen = self.listen(&top, file.listen, &agents);
+        let admin = self.admin(&top, &file.admin, &file.admin_token, &file.public_url);
+        let own: Vec<SocketAddr> = listen.iter().filter_map(|(place, _)| place.address()).chain(admin).collect();
         Settings {
-            listen: self.listen(&top, file.listen, &agents),
-            admin: self.admin(&top, &file.admin, &file.admin_token, &file.public_url),
+            listen,
+            admin,
             admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
             public_url: self.public_url(&top.key("public_url"), file.public_url),
             return_to: self.return_to(&top.key("return_to"), file.return_to.unwrap_or_default()),
             agents,
             extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
             resolve: self.resolve(&top.key("resolve"), file.resolve),
+            proxies: self.proxies(&top, file.upstream_proxy, file.no_proxy, &own),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
             limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),

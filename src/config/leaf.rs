@@ -21,6 +21,7 @@ use crate::host::HostError;
 use crate::oauth::Issuer;
 use crate::routes::{HostPattern, PathPattern};
 use crate::secret::Secret;
+use crate::upstream::{NoProxy, ProxyUrlError, UpstreamProxy};
 
 /// A leaf as a field of a struct in the schema.
 #[derive(Debug, Clone)]
@@ -427,6 +428,35 @@ impl Leaf for Resource {
     fn parse(text: &str) -> Result<Self, Wrong> {
         let whole = is_unambiguous(text) && Url::parse(text).is_ok_and(|url| url.fragment().is_none());
         if whole { Ok(Self(text.to_owned())) } else { Err(Wrong::Shape) }
+    }
+}
+
+/// The proxy that leads out.
+#[derive(Debug, Clone)]
+pub(super) enum ProxyChoice {
+    /// Whichever the environment names.
+    Environment,
+    /// This one.
+    One(UpstreamProxy),
+}
+
+impl Leaf for ProxyChoice {
+    const EXPECTED: &'static str = "the URL of a proxy, as in `http://proxy.example.com:3128`, or `environment`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        if text == "environment" {
+            return Ok(Self::Environment);
+        }
+        text.parse().map(Self::One).or_else(|error: ProxyUrlError| because(error, error.hint()))
+    }
+}
+
+impl Leaf for NoProxy {
+    const EXPECTED: &'static str =
+        "a host name, an address or a network, as in `internal.example`, `10.1.2.3:8080` or `10.0.0.0/8`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        text.parse().map_err(|_| Wrong::Shape)
     }
 }
 

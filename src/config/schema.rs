@@ -17,11 +17,12 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
-    AdminAddress, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl, Resource,
-    RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
+    AdminAddress, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl, ProxyChoice,
+    Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
+use crate::upstream::NoProxy;
 
 /// The configuration of Sidebearer.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -45,6 +46,10 @@ pub(super) struct File {
     pub extra_ca_files: Option<Vec<Parsed<FilePath>>>,
     /// The address to dial for a host and port, instead of asking DNS.
     pub resolve: Option<Entries<Parsed<SocketAddr>>>,
+    /// The HTTP proxy that everything goes out through, or `environment` for those that its variables name.
+    pub upstream_proxy: Option<Parsed<ProxyChoice>>,
+    /// Hosts, with all below them, addresses and networks that `upstream_proxy` is not asked for.
+    pub no_proxy: Option<Vec<Parsed<NoProxy>>>,
     /// How long live requests may go on after SIGTERM; `20s` when left out.
     pub drain: Option<Parsed<Duration>>,
     /// How long, how large and how many anything may be.

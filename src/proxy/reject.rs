@@ -10,7 +10,7 @@ use crate::host::HostError;
 use crate::names::{ProviderName, UserName};
 use crate::routes::AmbiguousPath;
 use crate::tokens::TokenError;
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, UpstreamProxyError};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -98,7 +98,7 @@ impl Reject {
             Reject::UserNotAllowed { .. } => "user_not_allowed",
             Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
             Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
-            Reject::Upstream(error) => error.proxy_status(),
+            Reject::Upstream(error) => error.code(),
             Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
         }
     }
@@ -122,7 +122,9 @@ impl Reject {
             Reject::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reject::Expectation => StatusCode::EXPECTATION_FAILED,
             Reject::Trace => StatusCode::METHOD_NOT_ALLOWED,
-            Reject::Loop | Reject::Upstream(UpstreamError::Loop) => StatusCode::LOOP_DETECTED,
+            Reject::Loop | Reject::Upstream(UpstreamError::Loop | UpstreamError::Proxy(UpstreamProxyError::Own)) => {
+                StatusCode::LOOP_DETECTED
+            }
             Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => StatusCode::FORBIDDEN,
             Reject::Unauthenticated { .. } => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } | Reject::Missing { .. } => {
@@ -133,9 +135,7 @@ impl Reject {
             Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Reject::Upstream(UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_)) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Reject::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Reject::Upstream(_) | Reject::Unasked | Reject::NoWebSocket(_) => StatusCode::BAD_GATEWAY,
         }
     }
@@ -187,6 +187,7 @@ impl Reject {
             Reject::Upstream(UpstreamError::RequestBody) => {
                 "send the body whole: as long as its Content-Length, or in well-formed chunks".into()
             }
+            Reject::Upstream(UpstreamError::Proxy(error)) => error.hint().into(),
             Reject::Upstream(_) | Reject::Unasked => "try again; if it stays, ask whoever runs the upstream".into(),
         }
     }
@@ -277,7 +278,13 @@ impl Reject {
             Reject::Token(_) => "http_request_denied",
             _ => "http_request_error",
         };
-        HeaderValue::try_from(format!("sidebearer; error={error}; details=\"{}\"", self.code())).unwrap_or(ONE)
+        let mut status = format!("sidebearer; error={error}; details=\"{}\"", self.code());
+        if let Reject::Upstream(UpstreamError::Proxy(error)) = self
+            && let Some(received) = error.received()
+        {
+            status.push_str(&format!("; received-status={}", received.as_u16()));
+        }
+        HeaderValue::try_from(status).unwrap_or(ONE)
     }
 }
 

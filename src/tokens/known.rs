@@ -130,7 +130,7 @@ impl Known {
         let request = grant::request(&self.provider, endpoint, ask);
         let sent = clock.now();
         let reply = servers.post(request).await.map_err(|error| match error {
-            CallError::Connect(_) | CallError::Certificate(_) | CallError::Request => {
+            CallError::Connect(_) | CallError::Certificate(_) | CallError::Proxy(_) | CallError::Request => {
                 Refusal::Unsent(error.to_string())
             }
             other => Refusal::Failed(Failure::Transient { why: other.to_string(), retry_after: None }),

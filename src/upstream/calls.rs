@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request};
 use http_body_util::{BodyExt, Full};
 use url::{Position, Url};
 
+use super::via::UpstreamProxyError;
 use super::{Dialer, OURSELVES, Origin, RequestBody, Upstream, UpstreamError};
 use crate::host::Authority;
 use crate::oauth::TokenRequestFormat;
@@ -123,6 +124,9 @@ pub enum CallError {
         "the authorization server's certificate is not valid for it: {0}; a company's root goes into `extra_ca_files`"
     )]
     Certificate(String),
+    /// A proxy on the way did not lead there.
+    #[error(transparent)]
+    Proxy(UpstreamProxyError),
     /// More than 20 s.
     #[error("the authorization server took longer than {} s", DEADLINE.as_secs())]
     Timeout,
@@ -140,6 +144,7 @@ impl From<UpstreamError> for CallError {
             UpstreamError::Resolve => CallError::Connect("its name does not resolve".into()),
             UpstreamError::Connect(why) => CallError::Connect(why),
             UpstreamError::Certificate(why) => CallError::Certificate(why),
+            UpstreamError::Proxy(error) => CallError::Proxy(error),
             UpstreamError::ConnectTimeout(_)
             | UpstreamError::TlsTimeout(_)
             | UpstreamError::Tls(_)
@@ -159,7 +164,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    use super::super::Roots;
+    use super::super::{Proxies, Roots};
     use super::*;
     use crate::limits::Limits;
 
@@ -182,7 +187,8 @@ mod tests {
 
     fn calls(resolve: &[(&str, SocketAddr)]) -> Calls {
         let resolve = resolve.iter().map(|(name, at)| (Authority::parse(name, None).unwrap(), *at)).collect();
-        Calls::new(Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, &Limits::default()).unwrap())
+        let proxies = Proxies::default();
+        Calls::new(Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default()).unwrap())
     }
 
     fn url(text: &str) -> Url {

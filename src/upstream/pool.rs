@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE};
+use http::uri::Scheme;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -21,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::http2::{self, Duplex, bodiless};
+use super::proxies::UpstreamProxy;
+use super::via::UpstreamProxyError;
 use super::websocket::Key;
 use super::{BodyError, Dialer, Origin, RequestBody, UpstreamError};
 use crate::routes::UpstreamHttp;
@@ -34,7 +37,7 @@ const H2_CONNECTIONS: usize = 8;
 /// How many connections may close, one after the other, before a byte of a request is written to them; then a new one
 /// is opened.
 const UNSENT_TRIES: u32 = 3;
-const MAX_HEADERS: usize = 256;
+pub(super) const MAX_HEADERS: usize = 256;
 
 /// An answer whose connection goes back to the pool when its body has been read.
 pub type Pooled = Response<UpstreamBody>;
@@ -94,10 +97,14 @@ impl Pool {
         origin: &Origin,
         mut request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
+        let relay = self.dialer.relay(origin);
+        if relay.is_some() && has_no_form_for_a_proxy(&request) {
+            return self.send_alone(origin, request).await;
+        }
         let connections = self.connections(origin);
         for _ in 0..UNSENT_TRIES {
             let ready = self.ready(origin, &connections).await?;
-            match send_on(ready, origin, &connections, request).await {
+            match send_on(ready, origin, relay, &connections, request).await {
                 Ok(response) => return Ok(response),
                 // The connection closed before a byte was written: as if it had not been there.
                 Err(Unsent::Whole(unsent)) => request = *unsent,
@@ -112,10 +119,14 @@ impl Pool {
         origin: &Origin,
         request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
+        let relay = self.dialer.relay(origin);
+        if relay.is_some() && has_no_form_for_a_proxy(&request) {
+            return self.send_alone(origin, request).await;
+        }
         let connections = self.connections(origin);
         let opened = self.open(origin).await;
         connections.lock().note(&opened);
-        send_on(opened?, origin, &connections, request).await.map_err(Unsent::into_error)
+        send_on(opened?, origin, relay, &connections, request).await.map_err(Unsent::into_error)
     }
 
     pub(super) async fn send_alone(
@@ -124,10 +135,15 @@ impl Pool {
         request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
-        let Ready::H1 { sender } = self.open(&origin).await? else {
+        let opened = match origin.plaintext {
+            // Through a proxy, too, the connection is the origin's own (RFC 6455 section 4.1).
+            true => handshake_h1(self.dialer.plain(&origin.authority).await?).await?,
+            false => self.open(&origin).await?,
+        };
+        let Ready::H1 { sender } = opened else {
             return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));
         };
-        send_h1(&origin, &Arc::default(), sender, request).await.map_err(Unsent::into_error)
+        send_h1(&origin, None, &Arc::default(), sender, request).await.map_err(Unsent::into_error)
     }
 
     /// Sends a WebSocket handshake that an agent said in HTTP/2: as it is to a server that takes it so, otherwise in
@@ -154,7 +170,7 @@ impl Pool {
         &self,
         origin: &Origin,
     ) -> Result<Option<(http2::Connection, http2::Stream)>, UpstreamError> {
-        if origin.http == UpstreamHttp::H1 {
+        if origin.http == UpstreamHttp::H1 || origin.plaintext {
             return Ok(None);
         }
         let connections = self.connections(origin);
@@ -206,7 +222,11 @@ impl Pool {
 
     async fn open(&self, origin: &Origin) -> Result<Ready, UpstreamError> {
         if origin.plaintext {
-            return handshake_h1(self.dialer.tcp(&origin.authority).await?).await;
+            let leg = match self.dialer.relay(origin) {
+                Some(proxy) => self.dialer.to_proxy(proxy).await?,
+                None => self.dialer.plain(&origin.authority).await?,
+            };
+            return handshake_h1(leg).await;
         }
         let tls = self.dialer.tls(&origin.authority, origin.http).await?;
         match tls.get_ref().1.alpn_protocol() {
@@ -288,17 +308,19 @@ impl Unsent {
 async fn send_on(
     ready: Ready,
     origin: &Origin,
+    relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
     request: Request<RequestBody>,
 ) -> Result<Pooled, Unsent> {
     match ready {
-        Ready::H1 { sender } => send_h1(origin, connections, sender, request).await,
+        Ready::H1 { sender } => send_h1(origin, relay, connections, sender, request).await,
         Ready::H2 { connection, stream } => send_h2(origin, connection, stream, request).await,
     }
 }
 
 async fn send_h1(
     origin: &Origin,
+    relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
     mut sender: H1,
     mut request: Request<RequestBody>,
@@ -308,6 +330,9 @@ async fn send_h1(
     request.headers_mut().insert(HOST, host.map_err(|_| Unsent::Failed(UpstreamError::Resolve))?);
     *request.version_mut() = Version::HTTP_11;
     frame(&mut request);
+    if let Some(proxy) = relay {
+        address(&mut request, origin, proxy).map_err(Unsent::Failed)?;
+    }
     let mut response = match sender.try_send_request(request).await {
         Ok(response) => response,
         Err(mut error) => {
@@ -317,6 +342,10 @@ async fn send_h1(
             });
         }
     };
+    // Of a proxy, to which our credentials are not the agent's concern.
+    if relay.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        return Err(Unsent::Failed(UpstreamProxyError::asks(response.status(), response.headers()).into()));
+    }
     let reusable = normalise(&mut response).map_err(Unsent::Failed)?;
     let back = reusable.then(|| Back { connections: connections.clone(), sender });
     Ok(response.map(|body| UpstreamBody::http1(body, back)))
@@ -333,6 +362,23 @@ async fn send_h2(
     }
     let response = connection.send(stream, origin, request).await.map_err(Unsent::Failed)?;
     Ok(response.map(UpstreamBody::http2))
+}
+
+/// Whether it is an `OPTIONS *`, which hyper writes in origin form only (RFC 9112 section 3.2.4).
+fn has_no_form_for_a_proxy(request: &Request<RequestBody>) -> bool {
+    request.uri().path() == "*"
+}
+
+/// Makes a request one for a proxy, which sends it on (RFC 9112 section 3.2.2).
+fn address(request: &mut Request<RequestBody>, origin: &Origin, proxy: &UpstreamProxy) -> Result<(), UpstreamError> {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = origin.authority.without_default(80).parse().ok();
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| UpstreamError::Protocol("unusable URI".into()))?;
+    if let Some(authorization) = proxy.authorization() {
+        request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
+    }
+    Ok(())
 }
 
 /// Says how long a body is where hyper would not: it takes a GET's for empty, and leaves out the zero of a POST's.

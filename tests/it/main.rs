@@ -21,6 +21,7 @@ mod retry;
 mod routing;
 mod tls;
 mod tunnels;
+mod upstream_proxy;
 mod users;
 mod websocket;
 mod world;

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod answer;
 pub mod browser;
 pub mod certificates;
+pub mod corporate;
 pub mod frames;
 pub mod log;
 pub mod program;
@@ -44,7 +45,8 @@ use tokio::task::JoinHandle;
 use self::agent::Heard;
 use self::answer::Answer;
 use self::certificates::{Proof, Root};
-use self::log::CANARY;
+use self::corporate::Corporate;
+use self::log::{CANARY, ENCODED};
 use self::provider::{CLIENT_ID, Issued};
 use self::raw::Raw;
 use self::server::Server;
@@ -72,6 +74,11 @@ pub struct Setup {
     user: &'static str,
     more_providers: String,
     keeps_authority: bool,
+    /// Nobody but the company's proxy knows the way to the servers.
+    behind: bool,
+    corporate_speaks_tls: bool,
+    /// What is dialled all the same.
+    dialled: Vec<(&'static str, To)>,
 }
 
 /// A server of the world.
@@ -94,6 +101,8 @@ pub struct World {
     pub evil: Server,
     /// `plain.test`, an API without TLS.
     pub plain: Server,
+    /// What leads out, if the world has it so.
+    pub corporate: Corporate,
     pub issued: Issued,
     /// Where agents reach it.
     pub places: Vec<Place>,
@@ -134,6 +143,9 @@ impl Default for Setup {
             user: "default",
             more_providers: String::new(),
             keeps_authority: false,
+            behind: false,
+            corporate_speaks_tls: false,
+            dialled: Vec::new(),
         }
     }
 }
@@ -175,6 +187,21 @@ impl Setup {
     pub fn resolve(mut self, authority: &'static str, to: To) -> Self {
         self.resolve.retain(|(known, _)| *known != authority);
         self.resolve.push((authority, to));
+        self
+    }
+
+    /// Out leads only the company's proxy, as it is named here.
+    pub fn behind(self, url: &str) -> Self {
+        Self { behind: true, ..self }.top(&format!("upstream_proxy: '{url}'"))
+    }
+
+    pub fn corporate_speaks_tls(self) -> Self {
+        Self { corporate_speaks_tls: true, ..self }
+    }
+
+    /// What `resolve:` names even so.
+    pub fn dials(mut self, authority: &'static str, to: To) -> Self {
+        self.dialled.push((authority, to));
         self
     }
 
@@ -257,10 +284,13 @@ authorization_code:
         let for_plain = issued.clone();
         let plain = Server::start(None, Box::new(move |seen| for_plain.api(seen))).await;
 
+        let corporate = self.corporate_speaks_tls.then(|| root.server(&["corp.test"], Proof::Good, &["http/1.1"]));
+        let corporate = Corporate::start(corporate).await;
+
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("root.pem"), &root.pem).unwrap();
         let key = BASE64_STANDARD.encode(random());
-        let text = self.text(&folder, &[&api, &auth, &evil, &plain]);
+        let text = self.text(&folder, &[&api, &auth, &evil, &plain], &corporate);
         let environment = Environment { client_secret: issued.client_secret(), store_key: key };
         let settings = config::parse("proxy.yaml", &text, &|name| environment.get(name));
         let settings = settings.unwrap_or_else(|error| panic!("{error}\n{text}"));
@@ -277,6 +307,7 @@ authorization_code:
             auth,
             evil,
             plain,
+            corporate,
             issued,
             places,
             proxy,
@@ -298,18 +329,25 @@ authorization_code:
     }
 
     /// A `proxy.yaml`.
-    fn text(&self, folder: &TempDir, servers: &[&Server; 4]) -> String {
+    fn text(&self, folder: &TempDir, servers: &[&Server; 4], corporate: &Corporate) -> String {
         let [api, auth, evil, plain] = servers;
-        let mut resolve = format!("  auth.test:443: {}\n", auth.address());
-        for (authority, to) in &self.resolve {
-            let address = match to {
-                To::Api => api.address(),
-                To::Evil => evil.address(),
-                To::Plain => plain.address(),
-                To::Nobody => SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-            };
-            resolve.push_str(&format!("  {authority}: {address}\n"));
-        }
+        let address = |to: &To| match to {
+            To::Api => api.address(),
+            To::Evil => evil.address(),
+            To::Plain => plain.address(),
+            To::Nobody => SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        let ways = self.resolve.iter().map(|(authority, to)| (*authority, address(to)));
+        let ways = ways.chain([("auth.test:443", auth.address())]);
+        let dialled = self.dialled.iter().map(|(authority, to)| (*authority, address(to)));
+        let dialled: Vec<_> = if self.behind {
+            ways.for_each(|(authority, address)| corporate.knows(authority, address));
+            dialled.chain([("corp.test:3128", corporate.address())]).collect()
+        } else {
+            ways.collect()
+        };
+        let resolve: String =
+            dialled.iter().map(|(authority, address)| format!("  {authority}: {address}\n")).collect();
         let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
         let (more, listen) = (&self.more_providers, self.listen.replace("FOLDER", &path.to_string()));
         format!(
@@ -633,9 +671,11 @@ impl Drop for World {
         let offences = log::offences();
         assert!(offences.is_empty(), "{}", offences.join("\n"));
         let heard = self.heard.text();
-        assert!(!heard.contains(CANARY), "an agent was told a secret: {heard}");
+        let told = [CANARY, ENCODED].iter().any(|secret| heard.contains(secret));
+        assert!(!told, "an agent was told a secret: {heard}");
         let captured = format!("{:?}", self.evil.seen());
-        assert!(!captured.contains(CANARY), "the wrong server got a secret: {captured}");
+        let got = [CANARY, ENCODED].iter().any(|secret| captured.contains(secret));
+        assert!(!got, "the wrong server got a secret: {captured}");
         let in_clear: Vec<_> =
             self.evil.seen().iter().filter_map(|seen| String::from_utf8(seen.body.clone()).ok()).collect();
         assert!(!in_clear.concat().contains(CANARY), "the wrong server got a secret: {in_clear:?}");

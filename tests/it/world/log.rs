@@ -11,6 +11,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// What every secret of every world begins with.
 pub const CANARY: &str = "canary-";
+/// The same in base64, where it stands as it does in Basic credentials.
+pub const ENCODED: &str = "Y2FuYXJ5";
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LEAKS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -76,7 +78,7 @@ impl Write for Reader {
     /// Takes one event: the formatter writes each at once.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(event);
-        if line.contains(CANARY) {
+        if line.contains(CANARY) || line.contains(ENCODED) {
             lock(&LEAKS).push(format!("logged: {line}"));
         }
         if line.contains(" sidebearer::") {
