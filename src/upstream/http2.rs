@@ -188,7 +188,7 @@ impl State {
         let mut pings = self.pings.lock().await;
         let Some(pings) = &mut *pings else { return };
         if !self.settled.load(Ordering::Acquire) {
-            let _ = tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await;
+            pong(pings).await;
             self.settled.store(true, Ordering::Release);
         }
     }
@@ -204,12 +204,19 @@ impl State {
                 (pinged, count) = (Instant::now(), count + 1);
                 let mut pings = self.pings.lock().await;
                 let Some(pings) = &mut *pings else { return std::future::pending().await };
-                if !matches!(tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+                if !pong(pings).await {
                     return;
                 }
             }
         }
     }
+}
+
+/// Whether a ping is answered in time; one that is under way already will do, for whoever sent it may be gone.
+async fn pong(pings: &mut PingPong) -> bool {
+    // The only error is that one is under way, or that the connection has ended, which the pong tells too.
+    let _ = pings.send_ping(Ping::opaque());
+    matches!(tokio::time::timeout(PONG_WITHIN, poll_fn(|cx| pings.poll_pong(cx))).await, Ok(Ok(_)))
 }
 
 impl Stream {
@@ -391,9 +398,11 @@ pub struct Duplex {
 impl AsyncRead for Duplex {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
-            self.stream.heard();
             match ready!(self.from.poll_data(cx)) {
-                Some(data) => self.unread = data.map_err(io::Error::other)?,
+                Some(data) => {
+                    self.unread = data.map_err(io::Error::other)?;
+                    self.stream.heard();
+                }
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -471,6 +480,30 @@ mod tests {
             frames = &frames[9 + usize::from(a) * 65536 + usize::from(b) * 256 + usize::from(c)..];
         }
         pings
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_stops_waiting_for_the_settings_does_no_harm_to_the_connection() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(far).await.unwrap();
+            while connection.accept().await.is_some() {}
+        });
+        let connection = Connection::open(near).await.unwrap();
+        for _ in 0..2 {
+            // Polled once, so that its ping is sent, and given up.
+            let asked = connection.takes_websockets();
+            tokio::select! {
+                biased;
+                _ = asked => panic!("no pong can have come"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        // A stream that is silent for long.
+        let _stream = connection.stream();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(!connection.is_closed());
+        assert!(!connection.takes_websockets().await);
     }
 
     #[tokio::test(start_paused = true)]
