@@ -170,6 +170,11 @@ impl Dialer {
             return Err(UpstreamError::Loop);
         }
         let _ = stream.set_nodelay(true);
+        // A peer that vanishes without a word is noticed.
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+        let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE);
+        let _ = rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEP_ALIVE / 2);
+        let _ = rustix::net::sockopt::set_tcp_keepcnt(&stream, 4);
         Ok(stream)
     }
 
@@ -177,9 +182,6 @@ impl Dialer {
         let mut connector = HttpConnector::new();
         let limit = self.inner.connect_timeout;
         connector.set_connect_timeout(Some(limit));
-        connector.set_keepalive(Some(KEEP_ALIVE));
-        connector.set_keepalive_interval(Some(KEEP_ALIVE / 2));
-        connector.set_keepalive_retries(Some(4));
         let uri = format!("http://{to}").parse().map_err(|_| UpstreamError::Resolve)?;
         // Name resolution has no limit of its own.
         let stream = tokio::time::timeout(limit * 2, connector.call(uri));
