@@ -3,8 +3,7 @@
 //! `h2` counts the streams that are reset before they are taken, and those that it resets itself. A stream that is reset
 //! just after costs the agent two frames, and us a request to the upstream, on a connection that others share.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 const GIVEN_UP: usize = 256;
 /// Whoever waited longer had a reason not to wait on.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// It is a matter of how many in so long: an agent that cancels now and then does so for hours.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// How the requests of one connection end. A clone counts the same ones.
 #[derive(Clone, Default)]
@@ -23,15 +24,36 @@ pub(super) struct Patience {
 
 #[derive(Default)]
 struct Counts {
-    begun: AtomicUsize,
-    given_up: AtomicUsize,
+    window: Mutex<Window>,
     lost: CancellationToken,
+}
+
+struct Window {
+    since: Instant,
+    begun: usize,
+    given_up: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { since: Instant::now(), begun: 0, given_up: 0 }
+    }
+}
+
+impl Counts {
+    fn window(&self) -> MutexGuard<'_, Window> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.since.elapsed() >= WINDOW {
+            *window = Window::default();
+        }
+        window
+    }
 }
 
 impl Patience {
     /// A request comes.
     pub(super) fn begin(&self) -> Begun {
-        self.counts.begun.fetch_add(1, Ordering::Relaxed);
+        self.counts.window().begun += 1;
         Begun { counts: Some(self.counts.clone()), since: Instant::now() }
     }
 
@@ -56,8 +78,9 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         let Some(counts) = self.counts.take().filter(|_| self.since.elapsed() < AT_ONCE) else { return };
-        let given_up = counts.given_up.fetch_add(1, Ordering::Relaxed) + 1;
-        if given_up > GIVEN_UP && given_up * 2 > counts.begun.load(Ordering::Relaxed) {
+        let mut window = counts.window();
+        window.given_up += 1;
+        if window.given_up > GIVEN_UP && window.given_up * 2 > window.begun {
             counts.lost.cancel();
         }
     }
@@ -83,6 +106,16 @@ mod tests {
         assert!(!is_lost(&patience));
         drop(patience.begin());
         assert!(is_lost(&patience));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_not_lost_with_who_cancels_all_day() {
+        let patience = Patience::default();
+        for _ in 0..10 * GIVEN_UP {
+            drop(patience.begin());
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!(!is_lost(&patience));
     }
 
     #[tokio::test(start_paused = true)]
