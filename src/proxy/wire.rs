@@ -54,7 +54,7 @@ impl<IO> Strict<IO> {
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(awaited) = self.framing.awaited() else { return Poll::Pending };
         let limit = match awaited {
-            Awaited::Head => self.head_timeout,
+            Awaited::Head(_) => self.head_timeout,
             Awaited::Body => self.body_timeout,
         };
         let (_, deadline) = self.deadline.get_or_insert_with(|| (awaited, Box::pin(tokio::time::sleep(limit))));
@@ -119,6 +119,8 @@ pub(super) struct Framing {
     pub(super) place: Place,
     line: Line,
     pub(super) head: Head,
+    /// How many heads have ended.
+    heads: u64,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -139,7 +141,8 @@ pub(super) enum Place {
 /// What an agent has begun to send, and must go on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Awaited {
-    Head,
+    /// With its number.
+    Head(u64),
     /// Of a length that it has named.
     Body,
 }
@@ -147,7 +150,7 @@ enum Awaited {
 impl Awaited {
     fn overdue(self) -> &'static str {
         match self {
-            Awaited::Head => "the request's head took too long",
+            Awaited::Head(_) => "the request's head took too long",
             Awaited::Body => "the request's body stopped coming",
         }
     }
@@ -174,8 +177,8 @@ pub(super) struct Head {
 impl Framing {
     fn awaited(&self) -> Option<Awaited> {
         match self.place {
-            Place::Head if self.head.lines > 0 || self.line.length > 0 => Some(Awaited::Head),
-            Place::Trailer => Some(Awaited::Head),
+            Place::Head if self.head.lines > 0 || self.line.length > 0 => Some(Awaited::Head(self.heads)),
+            Place::Trailer => Some(Awaited::Head(self.heads)),
             Place::Length(_) => Some(Awaited::Body),
             Place::Head | Place::ChunkSize | Place::Chunk(_) | Place::Raw => None,
         }
@@ -216,7 +219,10 @@ impl Framing {
             Place::Trailer => Ok(if line.is_empty() { Place::Head } else { Place::Trailer }),
             // Empty lines before a request are passed over (RFC 9112 section 2.2).
             _ if line.is_empty() && self.head.lines == 0 => Ok(Place::Head),
-            _ if line.is_empty() => Ok(std::mem::take(&mut self.head).ended()),
+            _ if line.is_empty() => {
+                self.heads += 1;
+                Ok(std::mem::take(&mut self.head).ended())
+            }
             _ => self.head.line(line).map(|()| Place::Head),
         }
     }
@@ -404,6 +410,9 @@ mod tests {
         for stream in [&b"Transfer-Encoding: chunked\r\n\r\n1\r\n"[..], b"Upgrade: websocket\r\n\r\n", b"\r\n"] {
             assert_eq!(reads(&[head, stream], second).await, (through + second * 2, None), "{}", stream.escape_ascii());
         }
+        // The next request's head has a time of its own, also when its beginning came with the end of this one's.
+        let two = [head, b"\r\nPOST / HTTP/1.1\r\n"];
+        assert_eq!(reads(&two, second * 9).await, (LIMIT + second * 18, late));
         assert_eq!(reads(&[], second).await, (through, None), "that is for whoever reads requests to say");
     }
 
