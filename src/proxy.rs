@@ -23,9 +23,11 @@ mod wire;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dashmap::DashSet;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -57,6 +59,8 @@ use reject::Reject;
 use stalls::Stalls;
 use target::Target;
 
+/// At most so many hosts are told of.
+const TOLD: usize = 1024;
 const H2_STREAMS: u32 = 1024;
 const H2_WINDOW: u32 = 1 << 20;
 /// So many uploads may stall on their upstreams before they stop an agent's others.
@@ -111,11 +115,13 @@ struct Inner {
     /// How this process names itself in `Via`; another Sidebearer has another name.
     pseudonym: headers::Pseudonym,
     /// Routed hosts whose tunnels failed, each told of once.
-    failing: dashmap::DashSet<Authority>,
+    failing: DashSet<Authority>,
     /// A place for each connection of an agent.
     places: Arc<Semaphore>,
+    /// Whether it was told that there was none.
+    full: AtomicBool,
     /// Hosts whose text could not be searched for tokens, each told of once.
-    coded: dashmap::DashSet<Authority>,
+    coded: DashSet<Authority>,
 }
 
 /// Where a request came in.
@@ -146,9 +152,10 @@ impl Proxy {
             budget: Budget::default(),
             stalls,
             pseudonym: headers::Pseudonym::random(),
-            failing: dashmap::DashSet::new(),
+            failing: DashSet::new(),
             places,
-            coded: dashmap::DashSet::new(),
+            full: AtomicBool::new(false),
+            coded: DashSet::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -176,8 +183,10 @@ impl Proxy {
         if let Ok(place) = places.clone().try_acquire_owned() {
             return (connection, place);
         }
-        let max_connections = self.limits().max_connections;
-        tracing::warn!(max_connections, listener = %listener.place(), "full: new connections wait until one ends");
+        if !self.inner.full.swap(true, Ordering::Relaxed) {
+            let (max_connections, hint) = (self.limits().max_connections, "`limits.max_connections` can be more");
+            tracing::warn!(max_connections, hint, "full: new connections wait until one ends; said once");
+        }
         let place = places.clone().acquire_owned().await;
         (connection, place.expect("the places are never closed"))
     }
@@ -212,8 +221,12 @@ impl Proxy {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (requested, patience, answers) = (Notify::new(), Patience::default(), half::Answers::default());
-        let service = service_fn(|request| {
+        let asked = AtomicBool::new(false);
+        let service = service_fn(|mut request: Request<Incoming>| {
             requested.notify_one();
+            asked.store(true, Ordering::Relaxed);
+            // A WebSocket goes on when its answer has ended.
+            request.extensions_mut().insert(Arc::new(answers.begin()));
             let (handled, begun) = (self.clone().handle(request, arrival.clone()), patience.begin());
             let answer = answers.begin();
             async move {
@@ -238,8 +251,16 @@ impl Proxy {
         let quiet = async {
             while tokio::time::timeout(limit, requested.notified()).await.is_ok() || answers.are_under_way() {}
         };
+        // hyper winds nothing down whose preface has not come.
+        let silent = async {
+            tokio::time::sleep(limit).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
             () = self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet) => {}
+            () = silent => {}
             () = patience.lost() => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
         }
     }
@@ -365,6 +386,11 @@ impl Proxy {
     fn limits(&self) -> &Limits {
         &self.parts().limits
     }
+}
+
+/// Whether something is to be told of a host, which is done once. A wildcard route can meet any number of hosts.
+fn is_first(told_of: &DashSet<Authority>, host: &Authority) -> bool {
+    told_of.len() < TOLD && told_of.insert(host.clone())
 }
 
 /// What the request says about the end of its answer, whoever gives it.

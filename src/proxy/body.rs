@@ -6,12 +6,14 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::Sleep;
 
 use super::headers;
 use super::redact::{Redacted, Redactor};
@@ -60,14 +62,20 @@ struct Kept {
     current: u32,
     /// Wakes the try that reads.
     reader: Option<Waker>,
+    /// How long the agent may pause, where it has said how much is to come; otherwise it is a stream, and may.
+    patience: Duration,
+    /// Set while it does.
+    paused: Option<Pin<Box<Sleep>>>,
 }
 
 impl Replay {
-    /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8).
-    pub(super) fn new(live: Incoming, limit: usize, budget: Budget) -> Self {
+    /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8). An
+    /// agent that has named its length may pause for `patience`.
+    pub(super) fn new(live: Incoming, (limit, patience): (usize, Duration), budget: Budget) -> Self {
         let ended = live.is_end_stream();
         let (frames, bytes) = (Vec::new(), 0);
-        let kept = Kept { frames, bytes, limit, budget, dropped: None, live, ended, current: 0, reader: None };
+        let (dropped, reader, paused, current) = (None, None, None, 0);
+        let kept = Kept { frames, bytes, limit, budget, dropped, live, ended, current, reader, patience, paused };
         Self { kept: Arc::new(Mutex::new(kept)) }
     }
 
@@ -124,6 +132,15 @@ impl Kept {
         self.frames.push(copy);
     }
 
+    /// Resolves when the agent has paused for too long.
+    fn pauses(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.live.size_hint().exact().is_none() {
+            return Poll::Pending;
+        }
+        let patience = self.patience;
+        self.paused.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience))).as_mut().poll(cx)
+    }
+
     fn forget(&mut self, why: &'static str) {
         self.dropped = Some(why);
         self.frames = Vec::new();
@@ -163,7 +180,12 @@ impl Body for Try {
         }
         let polled = Pin::new(&mut kept.live).poll_frame(cx);
         kept.reader = polled.is_pending().then(|| cx.waker().clone());
-        let Some(frame) = ready!(polled) else {
+        let Poll::Ready(polled) = polled else {
+            ready!(kept.pauses(cx));
+            return Poll::Ready(Some(Err(io::Error::other("the body stopped coming"))));
+        };
+        kept.paused = None;
+        let Some(frame) = polled else {
             kept.ended = true;
             return Poll::Ready(None);
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, SEC_WEBSOCKET_ACCEPT, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -14,9 +14,11 @@ use tokio::time::Instant;
 
 use super::body::{Replay, ResponseBody};
 use super::caller::Caller;
+use super::half::UnderWay;
 use super::redact::{self, Redactor};
 use super::reject::Reject;
-use super::{Proxy, Record, admit, headers, missing, websocket};
+use super::stalls::Reading;
+use super::{Proxy, Record, admit, headers, is_first, missing, websocket};
 use crate::names::Subject;
 use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
@@ -140,7 +142,7 @@ impl Authenticated<'_> {
         let Some(redactor) = self.redactor else { return answer };
         let authority = &self.outgoing.origin.authority;
         // It passes: the request was carried out, and an agent that is refused the answer would make it again.
-        if redact::is_coded_text(&answer.response) && self.proxy.inner.coded.insert(authority.clone()) {
+        if redact::is_coded_text(&answer.response) && is_first(&self.proxy.inner.coded, authority) {
             tracing::warn!(%authority, "a compressed answer was not searched for the token");
         }
         Answer { response: redactor.redact(answer.response), ..answer }
@@ -245,6 +247,8 @@ struct Upgrade {
     agent: OnUpgrade,
     /// Said in HTTP/2, where the answer is 200 (RFC 8441 section 5).
     extended: bool,
+    /// Its connection is not quiet as long as this is there.
+    under_way: Option<Arc<UnderWay>>,
 }
 
 impl<'a> Outgoing<'a> {
@@ -254,12 +258,16 @@ impl<'a> Outgoing<'a> {
             Some(protocol) => (Some(protocol), true),
             None => (headers::upgrade(request.headers(), request.version()), false),
         };
-        let upgrade = protocol.map(|protocol| Upgrade { protocol, agent: hyper::upgrade::on(&mut request), extended });
+        let under_way = request.extensions_mut().remove();
+        let agent = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
+        let upgrade = protocol.zip(agent);
+        let upgrade = upgrade.map(|(protocol, agent)| Upgrade { protocol, agent, extended, under_way });
         let (mut head, body) = request.into_parts();
         headers::clean_request(&mut head.headers, &proxy.inner.pseudonym);
         let path = head.uri.path_and_query().cloned();
         head.uri = path.map(http::Uri::from).unwrap_or_default();
-        let body = Replay::new(body, proxy.parts().replay_limit, proxy.inner.budget.clone());
+        let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
+        let body = Replay::new(body, limits, proxy.inner.budget.clone());
         Self { proxy, origin, head, body, upgrade }
     }
 
@@ -288,7 +296,10 @@ impl<'a> Outgoing<'a> {
     }
 
     fn on_its_way(&self, response: Pooled) -> Response<ResponseBody> {
-        response.map(|body| ResponseBody::from(self.proxy.inner.stalls.watch(body)))
+        let stalls = &self.proxy.inner.stalls;
+        // Of HTTP/1 it is the connection that is looked after.
+        let h2 = self.head.version == Version::HTTP_2;
+        response.map(|body| ResponseBody::from(if h2 { stalls.watch(body) } else { Reading::unwatched(body) }))
     }
 
     /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
@@ -362,18 +373,19 @@ impl Answer {
                 response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
             } else {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-                response.headers_mut().insert(UPGRADE, asked.protocol);
+                response.headers_mut().insert(UPGRADE, asked.protocol.clone());
             }
-            splice(proxy, asked.agent, upstream);
+            splice(proxy, asked, upstream);
         }
         Ok(response)
     }
 }
 
 /// From here on the bytes are the agent's and the upstream's own; no expiry cuts them.
-fn splice(proxy: &Proxy, agent: OnUpgrade, upstream: Switched) {
+fn splice(proxy: &Proxy, asked: Upgrade, upstream: Switched) {
     proxy.drain().spawn_until_forced(async move {
-        let Ok(agent) = agent.await else { return };
+        let _under_way = asked.under_way;
+        let Ok(agent) = asked.agent.await else { return };
         let spliced = match upstream {
             Switched::H1(upstream) => match upstream.await {
                 Ok(upstream) => copy(agent, TokioIo::new(upstream)).await,

@@ -11,13 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::ResponseBody;
 use super::caller::Caller;
-use super::{Arrival, Proxy, Tunnel};
+use super::{Arrival, Proxy, Tunnel, is_first};
 use crate::events::TunnelStep;
 use crate::host::{Authority, Host};
 use crate::upstream::Origin;
-
-/// At most so many hosts are told of.
-const TOLD: usize = 1024;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
 pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority, caller: Caller) -> Response<ResponseBody> {
@@ -39,9 +36,7 @@ fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
         // Opened for later use, and closed unused.
         return;
     }
-    // A wildcard route can meet any number of hosts.
-    let told_of = &proxy.inner.failing;
-    if told_of.len() < TOLD && told_of.insert(to.clone()) {
+    if is_first(&proxy.inner.failing, to) {
         let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
         tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed; said once for this host");
     } else {

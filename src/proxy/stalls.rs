@@ -39,9 +39,9 @@ impl<B: Send + 'static> Stalls<B> {
 
     /// An answer that is given up when the agent does not read it.
     pub(super) fn watch(&self, body: B) -> Reading<B> {
-        let watched = Arc::new(Watched(Mutex::new(State { body: Some(body), taken: None })));
-        lock(&self.watched).push(Arc::downgrade(&watched));
-        Reading(watched)
+        let reading = Reading::unwatched(body);
+        lock(&self.watched).push(Arc::downgrade(&reading.0));
+        reading
     }
 }
 
@@ -71,6 +71,13 @@ impl<B> Watched<B> {
 
 /// An answer's body that is watched.
 pub(super) struct Reading<B = UpstreamBody>(Arc<Watched<B>>);
+
+impl<B> Reading<B> {
+    /// A body that is left to its agent.
+    pub(super) fn unwatched(body: B) -> Self {
+        Self(Arc::new(Watched(Mutex::new(State { body: Some(body), taken: None }))))
+    }
+}
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Reading<B> {
     type Data = Bytes;

@@ -112,6 +112,29 @@ async fn a_quiet_http2_connection_finishes_what_is_under_way_and_ends() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_to_be_http2_and_says_nothing_is_not_kept() {
+    // LST-016
+    let world = with("idle_timeout: 100ms").await;
+    let mut agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap();
+    agent.hears_to_the_end().await;
+    let mut agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap();
+    agent.says("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    agent.hears_to_the_end().await;
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_ends_its_request_in_http2_too() {
+    // LST-016
+    let world = with("body_timeout: 100ms").await;
+    let agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap().h2().await;
+    let request = http::Request::post("https://api.test/me").header("content-length", "10").body(()).unwrap();
+    let (answer, mut body) = agent.ready().await.unwrap().send_request(request, false).unwrap();
+    body.send_data("12345".into(), false).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(30), answer).await.expect("it is waited for");
+    assert!(answer.is_err() || answer.unwrap().status().as_u16() >= 400);
+}
+
+#[tokio::test]
 async fn a_body_that_stops_coming_ends_its_request() {
     // LST-016
     let world = with("body_timeout: 100ms").await;
