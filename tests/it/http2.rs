@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
 
-use crate::world::answer::{Filler, Gate};
+use crate::world::answer::{Filler, Gate, answer};
 use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, WINDOW_UPDATE, frame};
 use crate::world::log::unread;
 use crate::world::server::{Seen, Server};
@@ -149,6 +149,21 @@ async fn an_answer_that_the_upstream_canceled_halfway_is_seen_to_break_off() {
         let call = world.call("GET", "/x");
         let heard = if over_h2 { call.over_h2() } else { call }.try_send().await;
         assert!(heard.is_err(), "{over_h2} {code}: {heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_behind_an_early_answer() {
+    for early in [answer(202).early(), answer(202).saying("noted").early()] {
+        let world = speaking_h2().await;
+        world.api_answers([early]);
+        let rest = Gate::shut();
+        let body = Filler::of(1 << 20).held_at(512 << 10, &rest);
+        let agent = world.api_h2().await.http2().await;
+        let reply = agent.send(Request::post("https://api.test/x").body(body).unwrap()).await.unwrap();
+        assert_eq!(reply.status, 202);
+        rest.open();
+        world.api.until(|seen| seen[0].complete && seen[0].length == 1 << 20).await;
     }
 }
 
