@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use askama::Template;
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, HOST, LOCATION, ORIGIN,
     REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
@@ -40,6 +40,8 @@ const COOKIE_NAME: &str = "sidebearer_browser";
 /// Over TLS: a name that no neighbouring host can set (RFC 6265bis section 4.1.3.2).
 const HOST_COOKIE_NAME: &str = "__Host-sidebearer_browser";
 const LARGEST_BODY: usize = 64 << 10;
+/// How long a form or a call's body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Who may ask.
 #[derive(Clone)]
@@ -74,7 +76,6 @@ impl Guard {
             .fallback(|| async {
                 refusal(StatusCode::NOT_FOUND, "There is no such page", "", "Go to the dashboard: /")
             })
-            .layer(DefaultBodyLimit::max(LARGEST_BODY))
             .layer(middleware::from_fn_with_state(self.clone(), Self::check))
     }
 
@@ -85,7 +86,10 @@ impl Guard {
             Verdict::Passed => {
                 let authorized = guard.authorized(request.headers());
                 request.extensions_mut().insert(authorized);
-                next.run(request).await
+                match whole(request).await {
+                    Ok(request) => next.run(request).await,
+                    Err(refused) => *refused,
+                }
             }
         };
         if for_a_program && let Some(No { detail, todo }) = response.extensions_mut().remove() {
@@ -178,6 +182,17 @@ pub async fn authorized_only(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     unauthorized()
+}
+
+/// A request whose body, a small one on every page, has come.
+async fn whole(request: Request) -> Result<Request, Box<Response>> {
+    let (head, body) = request.into_parts();
+    let refused = |status, title, todo| Err(Box::new(refusal(status, title, "", todo)));
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, LARGEST_BODY)).await {
+        Ok(Ok(body)) => Ok(Request::from_parts(head, Body::from(body))),
+        Ok(Err(_)) => refused(StatusCode::PAYLOAD_TOO_LARGE, "That is too much", "Send at most 64 KiB."),
+        Err(_) => refused(StatusCode::REQUEST_TIMEOUT, "That took too long", "Send it again."),
+    }
 }
 
 /// 401, with what a browser needs to ask its user for the token.
@@ -295,6 +310,8 @@ fn no_code(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "admin_token_required",
         StatusCode::NOT_FOUND => "not_found",
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        StatusCode::REQUEST_TIMEOUT => "took_too_long",
         _ => "forbidden",
     }
 }
@@ -465,6 +482,18 @@ mod tests {
         assert_eq!(ask(&router, "POST", "/change", &unnamed).await.status(), 200);
         let elsewhere = [HERE, ("origin", "null"), ("sec-fetch-site", "cross-site")];
         assert_eq!(ask(&router, "POST", "/change", &elsewhere).await.status(), 403);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_or_is_too_long_is_not_waited_for() {
+        // LST-016
+        let post = async |body: Body| {
+            let request = Request::post("/change").header("host", HERE.1).body(body).unwrap();
+            router(None).call(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!(post(Body::from_stream(futures_util::stream::pending::<Result<&str, Infallible>>())).await, 408);
+        assert_eq!(post(Body::from(vec![b'x'; LARGEST_BODY + 1])).await, 413);
+        assert_eq!(post(Body::from(vec![b'x'; LARGEST_BODY])).await, 200);
     }
 
     #[tokio::test]
