@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use tokio::time::Instant;
 
 use super::Proxy;
@@ -36,12 +37,14 @@ impl Missing {
         if self.said.len() >= MOST && !self.said.contains_key(&who) && !self.makes_room(now, quiet) {
             return false;
         }
-        let mut said = self.said.entry(who).or_insert(now);
-        let news = *said == now || now.duration_since(*said) >= quiet;
-        if news {
-            *said = now;
+        // Of two requests in one moment, one is the first.
+        match self.said.entry(who) {
+            Entry::Occupied(said) if now.duration_since(*said.get()) < quiet => false,
+            entry => {
+                entry.insert(now);
+                true
+            }
         }
-        news
     }
 
     /// Forgets those of whom it may be said again, and says whether that made room. It takes a while, so it is tried once
