@@ -1,5 +1,7 @@
 """Fixtures, and the closing lines of the suite."""
 
+import shutil
+
 import pytest
 
 from browser import Chromium, Person
@@ -9,6 +11,7 @@ from world import SERVICE, Servers, Sidebearer
 FIGURES = []
 # Where each sidecar of the suite has written whatever it wrote.
 FOLDERS = []
+TEMPORARY = []
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,8 @@ def all_servers(tmp_path_factory):
     servers.stop()
     # LEK-001, LEK-006
     assert [leak for folder in FOLDERS for leak in leaks(folder, secrets)] == []
+    for folder in TEMPORARY:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -41,7 +46,8 @@ def sidebearer(servers, tmp_path, request):
         settings.setdefault("providers", {"service": SERVICE})
         made.append(Sidebearer(servers, tmp_path / f"sidebearer-{len(made)}", **settings))
         made[-1].log = getattr(request.module, "LOG", "trace")
-        FOLDERS.append(made[-1].folder)
+        TEMPORARY.append(made[-1].temporary)
+        FOLDERS.extend((made[-1].folder, made[-1].temporary))
         return made[-1]
 
     yield make

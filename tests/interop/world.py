@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote_plus
@@ -192,8 +193,8 @@ class Sidebearer:
         self.ca = folder / "ca/ca.pem"
         self.running = []
         self.log = "info"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        # Its path is short: Chromium makes sockets there, whose paths have at most 107 bytes.
+        self.temporary = Path(tempfile.mkdtemp(prefix="sidebearer-test-"))
         first = next(iter(providers))
         names = ("auth", "api", "old", "stranger")
         ports = servers.ports | (ports or {})
