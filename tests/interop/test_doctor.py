@@ -30,7 +30,7 @@ def test_every_runtime_of_this_machine_is_judged(sidebearer):
     assert (rows["curl"]["detail"], rows["python3 requests"]["detail"]) == ("HTTP/2", "HTTP/1.1")
     # Nobody can give a browser a CA by a variable.
     assert verdicts["chromium"] == "untrusted"
-    assert "certutil" in rows["chromium"]["fix"]
+    assert "--nss" in rows["chromium"]["fix"]
     assert environment == []
 
 

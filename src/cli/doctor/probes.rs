@@ -307,9 +307,8 @@ const CHROMIUM: Runtime = Runtime {
             "{url}",
         ],
         direct: "a desktop's own proxy settings win over the variables: start it with `--proxy-server=$HTTPS_PROXY`",
-        untrusted: "browsers take no CA from a variable, and `exec` makes a new one each time: with `sidebearer run`, give the \
-                    agent a HOME of its own and `certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n sidebearer -i FILE`, the \
-                    file that NODE_EXTRA_CA_CERTS names",
+        untrusted: "browsers take no CA from a variable: give this one a HOME of its own, as in `sidebearer exec --nss \
+                    DIR/.pki/nssdb -- env HOME=DIR chromium`; for `sidebearer run`, `sidebearer ca --nss DIR/.pki/nssdb`",
         ..PLAIN
     }],
 };
