@@ -99,11 +99,11 @@ struct Spelling {
 static SPELLINGS: LazyLock<[Spelling; 4]> = LazyLock::new(|| {
     [
         Spelling { lead: None, forms: Vec::new() },
-        Spelling::new(b'%', |c, _| vec![format!("%{c:02x}")]),
-        Spelling::new(b'\\', |c, letter| vec![format!("\\u{c:04x}"), format!("\\{letter}")]),
+        Spelling::new(b'%', |c, _| vec![format!("%{c:02x}"), format!("%{c:02X}")]),
+        Spelling::new(b'\\', |c, letter| vec![format!("\\u{c:04x}"), format!("\\u{c:04X}"), format!("\\{letter}")]),
         Spelling::new(b'&', |c, _| {
             let named = NAMED.iter().filter(|(named, _)| *named == c).map(|(_, name)| format!("&{name};"));
-            named.chain([format!("&#{c};"), format!("&#x{c:x};")]).collect()
+            named.chain([format!("&#{c};"), format!("&#x{c:x};"), format!("&#x{c:X};")]).collect()
         }),
     ]
 });
@@ -219,7 +219,7 @@ impl Spelling {
         if Some(first) != self.lead {
             return if first == character { Fit::Whole(1) } else { Fit::No };
         }
-        let agree = |form: &&String| form.bytes().zip(text).all(|(form, byte)| form.eq_ignore_ascii_case(byte));
+        let agree = |form: &&String| form.bytes().zip(text).all(|(form, byte)| form == *byte);
         match self.forms(character).iter().find(agree) {
             Some(form) if form.len() <= text.len() => Fit::Whole(form.len()),
             Some(_) => Fit::Begun,
@@ -537,6 +537,14 @@ mod tests {
         }
         pieces.push(rest);
         pieces
+    }
+
+    #[test]
+    fn what_only_resembles_an_escape_is_not_held() {
+        let mut body = body(&["/&/"], &[], false);
+        for text in ["\\U", "\\U002f", "&AMP", "%2g"] {
+            assert_eq!(body.pass(Bytes::from(text), false), text);
+        }
     }
 
     proptest! {
