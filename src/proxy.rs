@@ -225,8 +225,10 @@ impl Proxy {
         let service = service_fn(|mut request: Request<Incoming>| {
             requested.notify_one();
             asked.store(true, Ordering::Relaxed);
-            // A WebSocket goes on when its answer has ended.
-            request.extensions_mut().insert(Arc::new(answers.begin()));
+            if *request.method() == Method::CONNECT {
+                // A WebSocket goes on when its answer has ended.
+                request.extensions_mut().insert(Arc::new(answers.begin()));
+            }
             let (handled, begun) = (self.clone().handle(request, arrival.clone()), patience.begin());
             let answer = answers.begin();
             async move {

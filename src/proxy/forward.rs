@@ -299,7 +299,7 @@ impl<'a> Outgoing<'a> {
         let stalls = &self.proxy.inner.stalls;
         // Of HTTP/1 it is the connection that is looked after.
         let h2 = self.head.version == Version::HTTP_2;
-        response.map(|body| ResponseBody::from(if h2 { stalls.watch(body) } else { Reading::unwatched(body) }))
+        response.map(|body| ResponseBody::from(if h2 { stalls.watch(body) } else { Reading::Unwatched(body) }))
     }
 
     /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).

@@ -39,9 +39,9 @@ impl<B: Send + 'static> Stalls<B> {
 
     /// An answer that is given up when the agent does not read it.
     pub(super) fn watch(&self, body: B) -> Reading<B> {
-        let reading = Reading::unwatched(body);
-        lock(&self.watched).push(Arc::downgrade(&reading.0));
-        reading
+        let watched = Arc::new(Watched(Mutex::new(State { body: Some(body), taken: None })));
+        lock(&self.watched).push(Arc::downgrade(&watched));
+        Reading::Watched(WatchedBody(watched))
     }
 }
 
@@ -69,22 +69,26 @@ impl<B> Watched<B> {
     }
 }
 
-/// An answer's body that is watched.
-pub(super) struct Reading<B = UpstreamBody>(Arc<Watched<B>>);
-
-impl<B> Reading<B> {
-    /// A body that is left to its agent.
-    pub(super) fn unwatched(body: B) -> Self {
-        Self(Arc::new(Watched(Mutex::new(State { body: Some(body), taken: None }))))
-    }
+/// An answer's body on its way to its agent.
+pub(super) enum Reading<B = UpstreamBody> {
+    /// It is given up when the agent does not read it.
+    Watched(WatchedBody<B>),
+    /// The agent may take its time.
+    Unwatched(B),
 }
+
+pub(super) struct WatchedBody<B>(Arc<Watched<B>>);
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Reading<B> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut state = lock(&self.0.0);
+        let watched = match self.get_mut() {
+            Self::Unwatched(body) => return Pin::new(body).poll_frame(cx),
+            Self::Watched(watched) => watched,
+        };
+        let mut state = lock(&watched.0.0);
         let Some(body) = &mut state.body else {
             return Poll::Ready(Some(Err("the answer was not read for too long".into())));
         };
@@ -94,11 +98,17 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Reading<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        lock(&self.0.0).body.as_ref().is_some_and(Body::is_end_stream)
+        match self {
+            Self::Unwatched(body) => body.is_end_stream(),
+            Self::Watched(watched) => lock(&watched.0.0).body.as_ref().is_some_and(Body::is_end_stream),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        lock(&self.0.0).body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+        match self {
+            Self::Unwatched(body) => body.size_hint(),
+            Self::Watched(watched) => lock(&watched.0.0).body.as_ref().map_or_else(SizeHint::default, Body::size_hint),
+        }
     }
 }
 
