@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use url::Url;
+
 /// A DNS name in its one canonical spelling: lower-case A-labels, no trailing dot.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(Arc<str>);
@@ -136,6 +138,16 @@ pub enum HostError {
     /// An address where a name is needed.
     #[error("an IP address is not a host name")]
     NotAName,
+}
+
+/// Whether a URL leads to this very machine.
+pub fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
 }
 
 fn name(text: &str) -> Result<HostName, HostError> {

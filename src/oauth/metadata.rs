@@ -1,9 +1,10 @@
 //! Reads authorization server metadata (RFC 8414, OpenID Connect Discovery 1.0).
 
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 
 use super::Endpoint;
+use crate::host::is_local;
 
 /// What an authorization server says of itself, as far as it is used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,13 +128,7 @@ fn endpoint(issuer: &Url, member: &'static str, text: &str) -> Result<Url, Metad
 }
 
 fn is_local_http(url: &Url) -> bool {
-    let local = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    local && url.scheme() == "http"
+    is_local(url) && url.scheme() == "http"
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use url::Url;
 
 use super::Check;
-use super::provider::is_local;
 use crate::config::decode::{did_you_mean, list};
 use crate::config::leaf::{AdminAddress, Parsed, ProviderUrl, Text};
 use crate::config::locate::{Spot, is_plain};
 use crate::config::schema;
+use crate::host::is_local;
 use crate::names::{ProviderName, UserName};
 use crate::proxy::caller::{Agent, Users};
 use crate::secret::Secret;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use url::{Host, Url};
+use url::Url;
 
 use super::Check;
 use crate::config::leaf::{IssuerUrl, Parameter, Parsed, ProviderUrl, Resource, Scope, Status, Text, Variable};
 use crate::config::locate::Spot;
 use crate::config::schema::{self, Entries};
+use crate::host::is_local;
 use crate::names::ProviderName;
 use crate::oauth::{
     ClientAuth, Consent, Endpoints, Grant, OnMissing, Provider, Quirks, Target, TokenRequestFormat, authorization,
@@ -306,16 +307,6 @@ fn url(written: Option<Parsed<ProviderUrl>>) -> Option<Url> {
 
 fn placeholders(written: Option<Vec<Parsed<Variable>>>) -> Vec<String> {
     written.unwrap_or_default().into_iter().map(|Parsed(Variable(name))| name).collect()
-}
-
-/// Whether a URL leads to this very machine.
-pub(super) fn is_local(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }
 
 /// The further ones: 401 says it in any case.
