@@ -89,7 +89,7 @@ struct Pages {
 /// See [`AppError`].
 pub async fn build(settings: &Settings, options: Options) -> Result<App, AppError> {
     let Options { user, authority, clock } = options;
-    // For reqwest, which asks for the process's default; a second start in one process finds it installed.
+    // For the demo's reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
     let mut listeners = Vec::new();
@@ -129,21 +129,18 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let tokens = Tokens::new(&settings.providers, parts);
     let links = admin.as_ref().map(|(_, at)| links(settings, *at, &store));
     let pages = admin.zip(links.clone()).map(|((listener, at), links)| {
-        let desk = (&tokens, &store, &links);
-        let admin = Admin::new(admin::Parts {
+        let parts = admin::Parts {
             tokens: tokens.clone(),
             store: store.clone(),
-            links: links.clone(),
+            links,
             clock: clock.clone(),
             events: events.clone(),
             drain: drain.clone(),
             providers: settings.providers.clone(),
             proxies: places.clone(),
             variables: agent::shown(settings, &places, &ca_files),
-        });
-        let guard = Guard::new(links.base().clone(), at.port(), settings.admin_token.clone());
-        let router = guard.before(admin.router().merge(consent(settings, desk, &clock).router()));
-        Pages { listener, at, router }
+        };
+        Pages { listener, at, router: router(settings, at, parts) }
     });
     let notifier = notify::Notifier::new(&settings.providers, webhooks, &events, &drain);
     let proxy = Proxy::new(proxy::Parts {
@@ -163,6 +160,13 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
     Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
+}
+
+/// The dashboard, its API and the pages of a consent, behind what guards them.
+fn router(settings: &Settings, at: SocketAddr, parts: admin::Parts) -> Router {
+    let consent = consent(settings, (&parts.tokens, &parts.store, &parts.links), &parts.clock).router();
+    let guard = Guard::new(parts.links.base().clone(), at.port(), settings.admin_token.clone());
+    guard.before(Admin::new(parts).router().merge(consent))
 }
 
 /// What leads out, and never to our `own` listeners.
@@ -224,7 +228,6 @@ pub struct Desk {
 /// # Errors
 /// See [`AppError`].
 pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
     let (clock, drain) = (Clock::system(), Drain::default());
