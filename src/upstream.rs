@@ -39,6 +39,7 @@ pub use pool::{Pooled, Switched, UpstreamBody};
 pub use proxies::{NoProxy, Proxies, ProxyUrlError, UpstreamProxy};
 pub use roots::{Roots, RootsError};
 pub use via::UpstreamProxyError;
+pub use websocket::WEBSOCKET;
 
 /// A request's body on its way out.
 pub type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;

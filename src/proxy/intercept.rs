@@ -68,9 +68,10 @@ where
     };
     let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
     proxy.parts().events.tunnel(to, TunnelStep::Tls { h2 });
-    match h2 {
-        true => proxy.serve_h2(agent, arrival).await,
-        false => proxy.serve_h1(agent, arrival).await,
+    if h2 {
+        proxy.serve_h2(agent, arrival).await;
+    } else {
+        proxy.serve_h1(agent, arrival).await;
     }
     Ok(())
 }

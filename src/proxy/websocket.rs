@@ -4,12 +4,11 @@
 use http::{Extensions, HeaderValue, Method, Request};
 use hyper::ext::Protocol;
 
-/// Its name, in `Upgrade` and in `:protocol`.
-const PROTOCOL: &str = "websocket";
+use crate::upstream::WEBSOCKET;
 
 /// Makes a GET of an extended CONNECT for a WebSocket. Any other CONNECT stays one, and is refused.
 pub(super) fn read_as_get<B>(request: &mut Request<B>) {
-    if *request.method() == Method::CONNECT && protocol(request.extensions()) == Some(PROTOCOL) {
+    if *request.method() == Method::CONNECT && protocol(request.extensions()) == Some(WEBSOCKET) {
         *request.method_mut() = Method::GET;
     }
 }
@@ -21,6 +20,6 @@ pub(super) fn protocol(extensions: &Extensions) -> Option<&str> {
 
 /// The protocol in a handshake said in HTTP/2.
 pub(super) fn asked<B>(request: &Request<B>) -> Option<HeaderValue> {
-    let asked = *request.method() == Method::GET && protocol(request.extensions()) == Some(PROTOCOL);
-    asked.then_some(HeaderValue::from_static(PROTOCOL))
+    let asked = *request.method() == Method::GET && protocol(request.extensions()) == Some(WEBSOCKET);
+    asked.then_some(HeaderValue::from_static(WEBSOCKET))
 }

@@ -166,7 +166,7 @@ impl Connection {
         rewrite(&mut head, origin)?;
         websocket::remove_key(&mut head.headers);
         head.method = Method::CONNECT;
-        head.extensions.insert(Protocol::from_static(websocket::PROTOCOL));
+        head.extensions.insert(Protocol::from_static(websocket::WEBSOCKET));
         let sent = self.sender.send_request(Request::from_parts(head, ()), false);
         let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
         let mut answer = head_of(answer).await?;
@@ -174,7 +174,7 @@ impl Connection {
             return Ok(Answer::of(answer, Upload(None), stream).map(Err));
         }
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(websocket::PROTOCOL));
+        answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(websocket::WEBSOCKET));
         Ok(answer.map(|from| Ok(Duplex { to, from, unread: Bytes::new(), stream })))
     }
 }

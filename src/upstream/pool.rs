@@ -135,10 +135,11 @@ impl Pool {
         request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
-        let opened = match origin.plaintext {
+        let opened = if origin.plaintext {
             // Through a proxy, too, the connection is the origin's own (RFC 6455 section 4.1).
-            true => handshake_h1(self.dialer.plain(&origin.authority).await?).await?,
-            false => self.open(&origin).await?,
+            handshake_h1(self.dialer.plain(&origin.authority).await?).await?
+        } else {
+            self.open(&origin).await?
         };
         let Ready::H1 { sender } = opened else {
             return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use sha1::{Digest, Sha1};
 
 /// Its name, in `Upgrade` and in `:protocol`.
-pub(super) const PROTOCOL: &str = "websocket";
+pub const WEBSOCKET: &str = "websocket";
 /// RFC 6455 section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
