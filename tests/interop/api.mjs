@@ -39,6 +39,11 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
   }
 
   async function answer(request, response) {
+    if (request.url === '/favicon.ico') {
+      // A browser asks by itself, at a moment of its own: no part of what a test counts.
+      response.writeHead(404).end();
+      return;
+    }
     world.api.requests += 1;
     world.authorizations.add(fields(request).filter((name) => name === 'authorization').length);
     const id = request.headers['x-request-id'];
