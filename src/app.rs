@@ -288,7 +288,7 @@ fn own_key(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
         return Ok(Keyring::load(&settings.key_path)?);
     }
     if !create {
-        return Err(StoreError::Missing { path: settings.store_path.clone(), log_left: false }.into());
+        return Err(StoreError::Missing { at: settings.store_path.display().to_string(), log_left: false }.into());
     }
     let (keys, made) = Keyring::load_or_create(&settings.key_path)?;
     if made {
@@ -298,23 +298,29 @@ fn own_key(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
     Ok(keys)
 }
 
-/// The CA of the last run, or a new one where that cannot speak for all routed hosts.
+/// The CA of the last run, or a new one where that cannot speak for all routed hosts. Of several who make one at the same
+/// moment, for the same hosts, all get the same.
 async fn kept_ca(store: &Store, hosts: &[HostPattern], now: SystemTime) -> Result<Ca, AppError> {
-    if let Some(kept) = store.sealed(KEPT_CA).await? {
-        match Ca::restore(&kept, hosts, now)? {
-            Ok(ca) => return Ok(ca),
-            Err(Outdated::NewHosts(hosts)) => {
-                let hosts = hosts.join(", ");
-                tracing::warn!(hosts, "the local CA is made anew for new hosts; running agents need the new `ca.pem`");
-            }
-            Err(Outdated::Ending) => {
-                tracing::warn!("the local CA is made anew, the old one ends; running agents need the new `ca.pem`");
+    let mut kept = store.sealed(KEPT_CA).await?;
+    loop {
+        if let Some(kept) = &kept {
+            match Ca::restore(kept, hosts, now)? {
+                Ok(ca) => return Ok(ca),
+                Err(Outdated::NewHosts(hosts)) => {
+                    let hosts = hosts.join(", ");
+                    tracing::warn!(
+                        hosts,
+                        "the local CA is made anew for new hosts; running agents need the new `ca.pem`"
+                    );
+                }
+                Err(Outdated::Ending) => {
+                    tracing::warn!("the local CA is made anew, the old one ends; running agents need the new `ca.pem`");
+                }
             }
         }
+        let made = Ca::generate(hosts, now)?.export();
+        kept = Some(store.put_sealed(KEPT_CA, made, kept.as_ref()).await?);
     }
-    let ca = Ca::generate(hosts, now)?;
-    store.put_sealed(KEPT_CA, &ca.export()).await?;
-    Ok(ca)
 }
 
 /// The CA of the last run, without making one.

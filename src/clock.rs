@@ -1,5 +1,6 @@
 //! What time it is, on the clock that only goes forward and on the one that people set.
 
+use std::ops::Add;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,21 @@ pub struct Now {
     pub instant: Instant,
     /// The wall clock; may be set back and forth.
     pub wall: SystemTime,
+}
+
+impl Now {
+    /// Whether either clock is past this moment: the monotonic one stands still while the machine is suspended.
+    pub fn is_past(self, now: Now) -> bool {
+        now.instant > self.instant || now.wall > self.wall
+    }
+}
+
+impl Add<Duration> for Now {
+    type Output = Now;
+
+    fn add(self, by: Duration) -> Now {
+        Now { instant: self.instant + by, wall: self.wall + by }
+    }
 }
 
 /// Where the time comes from. A clone shares the source.

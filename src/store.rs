@@ -1,44 +1,47 @@
-//! Keeps grants and the sidecar's own secrets, sealed, in a file that several processes use at once.
+//! Keeps grants and the sidecar's own secrets, sealed, where several processes use them at once.
+//!
+//! This handle knows names, rows and keys; the engines beneath it keep what is sealed.
 
+mod engine;
+mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod key;
+mod record;
 mod seal;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use sha2::{Digest, Sha256};
 use tempfile::TempPath;
 use tokio::time::Instant;
 
-use self::key::{KeyId, Keyring};
-use self::seal::Place;
-use self::sqlite::Database;
+use self::engine::{Changes, Engine, FlowRecord, Held, Intended, Names, Owner};
+use self::key::Keyring;
+use self::record::{KEY_CHECK, Sealer, flow_place, from_milliseconds, hex, own_place, to_milliseconds};
+use self::sqlite::Sqlite;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
 use crate::secret::Secret;
 
+pub use engine::Change;
+pub use error::StoreError;
+
 /// The store. A clone is the same one; work on it goes on when a caller stops waiting for it.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    database: Mutex<Database>,
-    keys: Keyring,
-    leases: PathBuf,
+    engine: Arc<dyn Engine>,
+    sealer: Sealer,
 }
 
 /// One grant: what a provider gave for one subject. Times are kept to the millisecond.
@@ -183,31 +186,53 @@ pub enum Taken {
 /// One entry of [`Store::grants`].
 pub type Listed = (ProviderName, Subject, Result<Row, StoreError>);
 
-/// The right to renew one grant, until it is dropped or its process ends.
+/// The right to renew one grant, until it is dropped, its process ends, or its time has passed.
 #[derive(Debug)]
 pub struct Lease {
-    // Closing the file unlocks it, and the kernel closes what a dead process leaves.
-    _file: File,
+    names: Names,
+    owner: Owner,
+    held: Held,
+}
+
+impl Lease {
+    /// Whether it was taken from one who let its time pass. That one may be alive, and about to store what it was given.
+    pub fn is_inherited(&self) -> bool {
+        self.held.inherited
+    }
+}
+
+/// What others change in a store.
+pub struct Watch(Box<dyn Changes>);
+
+impl Watch {
+    /// Waits for the next change.
+    pub async fn next(&mut self) -> Change {
+        self.0.next().await
+    }
 }
 
 impl Store {
-    /// Opens the store in the directory `path`; makes one only when `create` is set and there is none at all.
+    /// Opens the embedded store in the directory `path`; makes one only when `create` is set and there is none at all.
     ///
     /// # Errors
     /// When there is none, it is damaged, it is sealed with other keys, or other users can get at it. A file that is
     /// there is never replaced by an empty one.
     pub async fn open(path: &Path, keys: Keyring, create: bool) -> Result<Store, StoreError> {
-        let path = path.to_owned();
-        blocking(move || {
-            let database = Database::open(&path, keys.clone(), create)?;
-            let leases = database.directory().join("leases");
-            make_directory(&leases).map_err(|error| StoreError::io(&leases, error))?;
-            Ok(Store { inner: Arc::new(Inner { database: Mutex::new(database), keys, leases }) })
-        })
-        .await
+        let sealer = Sealer { keys, at: sqlite::file(path).display().to_string() };
+        let check = sealer.seal(KEY_CHECK, &Secret::new(CHECKED))?;
+        let engine = Sqlite::open(path.to_owned(), create.then_some(check)).await?;
+        Store::over(Arc::new(engine), sealer.keys).await
     }
 
-    /// Whether a store has been made in the directory `path`.
+    async fn over(engine: Arc<dyn Engine>, keys: Keyring) -> Result<Store, StoreError> {
+        let sealer = Sealer { keys, at: engine.at().to_owned() };
+        let check = engine.key_check().await?;
+        let gone = || StoreError::Corrupt { at: sealer.at.clone(), what: "its key check is gone".into() };
+        sealer.open(KEY_CHECK, &check.ok_or_else(gone)?)?;
+        Ok(Store { engine, sealer })
+    }
+
+    /// Whether an embedded store has been made in the directory `path`.
     pub fn exists(path: &Path) -> bool {
         sqlite::file(path).symlink_metadata().is_ok()
     }
@@ -217,8 +242,8 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or does not open.
     pub async fn grant(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Row>, StoreError> {
-        let (provider, subject) = (provider.clone(), subject.clone());
-        self.run(move |database| database.grant(&provider, &subject)).await
+        let record = self.engine.grant(&names(provider, subject)).await?;
+        record.map(|record| self.sealer.row(record)).transpose()
     }
 
     /// All grants, in order. One that does not open is an error in its place, and hides no other.
@@ -226,25 +251,33 @@ impl Store {
     /// # Errors
     /// When the list itself cannot be read, or holds a name that is none.
     pub async fn grants(&self) -> Result<Vec<Listed>, StoreError> {
-        self.run(|database| database.grants()).await
+        let listed = self.engine.grants().await?.into_iter();
+        let opened = listed
+            .map(|(names, record)| (names.provider, names.subject, record.and_then(|record| self.sealer.row(record))));
+        Ok(opened.collect())
     }
 
     /// Writes `row`, intent and all, if the stored generation is `previous` (`None`: there is no row). It is durable
     /// when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing was.
+    /// When it cannot be written. Where the engine is another machine, it may have been written all the same.
     pub async fn put(&self, row: Row, previous: Option<u64>) -> Result<Put, StoreError> {
-        self.run(move |database| database.put(&row, previous)).await
+        let record = self.sealer.record(&row)?;
+        if self.engine.put(&record, previous).await? {
+            return Ok(Put::Done);
+        }
+        let stored = self.grant(&row.provider, &row.subject).await?;
+        Ok(stored.map_or(Put::Gone, |row| Put::Stale(Box::new(row))))
     }
 
     /// Writes `row` in place of whatever is there, with a generation that no grant of this user has had before. Gives
     /// that generation; the row's own does not count. It is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing was.
+    /// When it cannot be written. Where the engine is another machine, it may have been written all the same.
     pub async fn replace(&self, row: Row) -> Result<u64, StoreError> {
-        self.run(move |database| database.replace(&row)).await
+        self.engine.replace(&self.sealer.record(&row)?).await
     }
 
     /// Removes a grant, whatever its state, and gives what was there. A value in it that does not open is no reason to
@@ -256,16 +289,31 @@ impl Store {
     /// # Errors
     /// When it cannot be removed.
     pub async fn remove(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Removed>, StoreError> {
-        let (provider, subject) = (provider.clone(), subject.clone());
-        self.run(move |database| database.remove(&provider, &subject)).await
+        let names = names(provider, subject);
+        let Some([refresh_token, access_token]) = self.engine.remove(&names).await? else { return Ok(None) };
+        let open = |column, sealed: Option<Vec<u8>>| {
+            sealed.and_then(|sealed| self.sealer.open(names.place(column), &sealed).ok())
+        };
+        let refresh_token = open(record::REFRESH_TOKEN, refresh_token);
+        Ok(Some(Removed { refresh_token, access_token: open(record::ACCESS_TOKEN, access_token) }))
     }
 
-    /// The generation of every grant: what has changed since, at a glance.
+    /// The generations of those of these grants that are there: what has changed since, at a glance.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub async fn generations(&self) -> Result<HashMap<(ProviderName, Subject), u64>, StoreError> {
-        self.run(|database| database.generations()).await
+    pub async fn generations(
+        &self,
+        of: impl IntoIterator<Item = (ProviderName, Subject)>,
+    ) -> Result<HashMap<(ProviderName, Subject), u64>, StoreError> {
+        let of: Vec<Names> = of.into_iter().map(|(provider, subject)| Names { provider, subject }).collect();
+        let found = self.engine.generations(&of).await?.into_iter();
+        Ok(found.map(|(names, generation)| ((names.provider, names.subject), generation)).collect())
+    }
+
+    /// What others change from now on: other processes, and other [`Store::open`]s in this one.
+    pub async fn watch(&self) -> Watch {
+        Watch(self.engine.changes().await)
     }
 
     /// Keeps a user's flow at a provider until it ends. At most `most` are kept: the oldest make room, those of the same
@@ -280,7 +328,10 @@ impl Store {
         most: Most,
         now: SystemTime,
     ) -> Result<(), StoreError> {
-        self.run(move |database| database.put_flow(&flow, (&provider, &subject), most, now)).await
+        let content = self.sealer.seal(flow_place(&hex(&flow.id)), &flow.content)?;
+        let names = Names { provider, subject };
+        let flow = FlowRecord { id: flow.id, content, expires_at: to_milliseconds(flow.expires_at), names };
+        self.engine.put_flow(&flow, most, to_milliseconds(now)).await
     }
 
     /// Takes a flow, once: of any number at the same moment, one gets it.
@@ -288,7 +339,13 @@ impl Store {
     /// # Errors
     /// When the store cannot be used.
     pub async fn take_flow(&self, id: [u8; 32], now: SystemTime) -> Result<Taken, StoreError> {
-        self.run(move |database| database.take_flow(&id, now)).await
+        let Some(taken) = self.engine.take_flow(id).await? else { return Ok(Taken::No) };
+        if taken.expires_at <= to_milliseconds(now) {
+            return Ok(Taken::Expired);
+        }
+        let content = self.sealer.open(flow_place(&hex(&id)), &taken.content)?;
+        let flow = Flow { id, content, expires_at: from_milliseconds(taken.expires_at) };
+        Ok(if taken.times == 1 { Taken::Flow(flow) } else { Taken::Again(flow) })
     }
 
     /// Seals a text for `purpose`, as a word that goes into a URL. Only the keys of this store open it.
@@ -296,32 +353,29 @@ impl Store {
     /// # Errors
     /// Where the machine has no randomness.
     pub fn stamp(&self, purpose: &str, text: &str) -> Result<String, StoreError> {
-        let place = Place { provider: "", subject: "", column: purpose };
-        let sealed = seal::seal(&self.inner.keys, place, &Secret::new(text));
-        let sealed = sealed.map_err(|error| StoreError::Io { path: PathBuf::new(), error: error.into() })?;
+        let sealed = self.sealer.seal(own_place(purpose), &Secret::new(text))?;
         Ok(BASE64_URL_SAFE_NO_PAD.encode(sealed))
     }
 
     /// What [`Store::stamp`] sealed for the same purpose.
     pub fn stamped(&self, purpose: &str, word: &str) -> Option<Secret> {
         let sealed = BASE64_URL_SAFE_NO_PAD.decode(word).ok()?;
-        seal::open(&self.inner.keys, Place { provider: "", subject: "", column: purpose }, &sealed).ok()
+        self.sealer.open(own_place(purpose), &sealed).ok()
     }
 
-    /// Notes durably that the refresh token of `generation` is about to be redeemed (SEMANTICS C12).
+    /// Notes durably that the refresh token of `generation` is about to be redeemed (SEMANTICS C12). It is to be sent
+    /// within [`SEND_WITHIN`] of the moment in which this was called, or not at all.
     ///
     /// # Errors
-    /// [`StoreError::Moved`] when the stored generation is another one; and when it cannot be written. In both cases
-    /// the token must not be redeemed.
-    pub async fn intend(
-        &self,
-        provider: &ProviderName,
-        subject: &Subject,
-        generation: u64,
-        intent: Intent,
-    ) -> Result<(), StoreError> {
-        let (provider, subject) = (provider.clone(), subject.clone());
-        self.run(move |database| database.intend(&provider, &subject, generation, &intent)).await
+    /// [`StoreError::Moved`] when the stored generation is another one, [`StoreError::LeaseLost`] when the lease is held
+    /// no more; and when the intent cannot be written. In all cases the token must not be redeemed.
+    pub async fn intend(&self, lease: &Lease, generation: u64, intent: Intent) -> Result<(), StoreError> {
+        let Names { provider, subject } = lease.names.clone();
+        match self.engine.intend(&lease.names, generation, &(&intent).into(), lease.owner).await? {
+            Intended::Done => Ok(()),
+            Intended::Moved => Err(StoreError::Moved { provider, subject }),
+            Intended::LeaseLost => Err(StoreError::LeaseLost { provider, subject }),
+        }
     }
 
     /// Sets the state of a grant, and clears its intent.
@@ -335,35 +389,46 @@ impl Store {
         generation: u64,
         state: State,
     ) -> Result<(), StoreError> {
-        let (provider, subject) = (provider.clone(), subject.clone());
-        self.run(move |database| database.mark(&provider, &subject, generation, &state)).await
+        match self.engine.mark(&names(provider, subject), generation, &(&state).into()).await? {
+            true => Ok(()),
+            false => Err(StoreError::Moved { provider: provider.clone(), subject: subject.clone() }),
+        }
     }
 
-    /// The right to renew a grant, among all processes on this machine; `None` when it is still held elsewhere after
-    /// `wait` (SEMANTICS C19). It saves calls; what keeps writes apart is the generation.
+    /// The right to renew a grant, among all who use this store; `None` when it is still held elsewhere after `wait`
+    /// (SEMANTICS C19). It saves calls; what keeps writes apart is the generation.
     ///
     /// # Errors
-    /// When the lock's file cannot be made or locked.
+    /// When it cannot be asked for.
     pub async fn lease(
         &self,
         provider: &ProviderName,
         subject: &Subject,
         wait: Duration,
     ) -> Result<Option<Lease>, StoreError> {
-        let path = self.inner.leases.join(lease_name(provider, subject));
-        let deadline = Instant::now() + wait;
-        let file = {
-            let path = path.clone();
-            blocking(move || lock_file(&path).map_err(|error| StoreError::io(&path, error))).await?
-        };
+        let (names, mut owner) = (names(provider, subject), Owner::default());
+        getrandom::fill(&mut owner)
+            .map_err(|error| StoreError::Io { at: self.sealer.at.clone(), error: error.into() })?;
+        let (deadline, mut pause) = (Instant::now() + wait, LEASE_POLL);
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(Lease { _file: file })),
-                Err(fs::TryLockError::Error(error)) => return Err(StoreError::io(&path, error)),
-                Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(None),
-                Err(fs::TryLockError::WouldBlock) => tokio::time::sleep(LEASE_POLL).await,
+            if let Some(held) = self.engine.lease(&names, owner).await? {
+                return Ok(Some(Lease { names, owner, held }));
             }
+            let now = Instant::now();
+            if now >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(pause.min(deadline - now)).await;
+            pause = (pause * 2).min(LEASE_POLL_MOST);
         }
+    }
+
+    /// Keeps a lease from ending, before there is an intent; whether it is still held.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    pub async fn prolong(&self, lease: &Lease) -> Result<bool, StoreError> {
+        self.engine.prolong(&lease.names, lease.owner).await
     }
 
     /// A secret of the sidecar's own, such as its CA's key.
@@ -371,203 +436,28 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or does not open.
     pub async fn sealed(&self, name: &str) -> Result<Option<Secret>, StoreError> {
-        let name = name.to_owned();
-        self.run(move |database| database.sealed(&name)).await
+        let sealed = self.engine.sealed(name).await?;
+        sealed.map(|sealed| self.sealer.open(own_place(name), &sealed)).transpose()
     }
 
-    /// Keeps a secret of the sidecar's own, durably, in place of what had its name.
+    /// Keeps a secret of the sidecar's own, durably, in place of `previous`; what is kept in the end, which is another's
+    /// if that one was quicker.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub async fn put_sealed(&self, name: &str, value: &Secret) -> Result<(), StoreError> {
-        let (name, value) = (name.to_owned(), value.clone());
-        self.run(move |database| database.put_sealed(&name, &value)).await
-    }
-
-    /// A number that is another one after another process, or another [`Store::open`] in this one, has written.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn revision(&self) -> Result<u64, StoreError> {
-        self.run(|database| database.revision()).await
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let inner = self.inner.clone();
-        // A panic in the middle of a transaction has rolled it back, so the connection is good for the next.
-        blocking(move || work(&mut inner.database.lock().unwrap_or_else(PoisonError::into_inner))).await
-    }
-}
-
-/// Why the store does not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// There is none.
-    #[error("there is no store at `{path}`{}", if *.log_left { ", only its write-ahead log" } else { "" })]
-    Missing {
-        /// The database file.
-        path: PathBuf,
-        /// Whether the log is there without the file: that is a loss, not a first start.
-        log_left: bool,
-    },
-    /// The file is not a whole store.
-    #[error("the store `{path}` is damaged: {what}")]
-    Corrupt {
-        /// The database file.
-        path: PathBuf,
-        /// What is wrong.
-        what: String,
-    },
-    /// One value was changed, cut off, or moved from another place. Others are not affected.
-    #[error("`{column}` of user `{subject}` at `{provider}` is damaged in the store `{path}`")]
-    CorruptValue {
-        /// The database file.
-        path: PathBuf,
-        /// The row's provider; empty for a secret of the sidecar's own.
-        provider: String,
-        /// The row's subject; empty for the client, and for a secret of the sidecar's own.
-        subject: String,
-        /// The column, or the secret's name.
-        column: String,
-    },
-    /// Sealed with a key that is not at hand.
-    #[error("the store `{path}` is sealed with key `{sealed_with}`, and the keys at hand are {keys:?}")]
-    WrongKey {
-        /// The database file.
-        path: PathBuf,
-        /// The key that is missing.
-        sealed_with: KeyId,
-        /// The keys that are there.
-        keys: Vec<KeyId>,
-    },
-    /// Written by a later release.
-    #[error("the store `{path}` was made by a newer version: its schema is {found}, and {known} is the newest known")]
-    NewerSchema {
-        /// The database file.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-        /// Ours.
-        known: i64,
-    },
-    /// Open to others, closed to us, or no file at all.
-    #[error("the store `{path}` {why}")]
-    Permissions {
-        /// What it is about.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// No room left.
-    #[error("no room is left to write the store `{path}`")]
-    Full {
-        /// The database file.
-        path: PathBuf,
-    },
-    /// The machine failed us.
-    #[error("the store `{path}`: {error}")]
-    Io {
-        /// What it is about.
-        path: PathBuf,
-        /// What it said.
-        error: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Another process has held it for too long.
-    #[error("another process keeps the store `{path}` locked")]
-    Busy {
-        /// The database file.
-        path: PathBuf,
-    },
-    /// Somebody else wrote the row, or removed it.
-    #[error("the grant of user `{subject}` at `{provider}` was changed in between")]
-    Moved {
-        /// The row's provider.
-        provider: ProviderName,
-        /// The row's subject.
-        subject: Subject,
-    },
-}
-
-impl StoreError {
-    /// A stable name for machines.
-    pub fn code(&self) -> &'static str {
-        match self {
-            StoreError::Missing { .. } => "store_missing",
-            StoreError::Corrupt { .. } => "store_corrupt",
-            StoreError::CorruptValue { .. } => "store_value_corrupt",
-            StoreError::WrongKey { .. } => "store_wrong_key",
-            StoreError::NewerSchema { .. } => "store_newer",
-            StoreError::Permissions { .. } => "store_permissions",
-            StoreError::Full { .. } => "store_full",
-            StoreError::Io { .. } => "store_io",
-            StoreError::Busy { .. } => "store_busy",
-            StoreError::Moved { .. } => "store_moved",
+    /// When it cannot be written, or another's does not open.
+    pub async fn put_sealed(&self, name: &str, value: Secret, previous: Option<&Secret>) -> Result<Secret, StoreError> {
+        let sealed = self.sealer.seal(own_place(name), &value)?;
+        let there = self.engine.sealed(name).await?;
+        let opened = there.as_deref().map(|there| self.sealer.open(own_place(name), there)).transpose()?;
+        if opened.as_ref() == previous && self.engine.put_sealed(name, &sealed, there.as_deref()).await? {
+            return Ok(value);
         }
-    }
-
-    /// What to do next.
-    pub fn hint(&self) -> String {
-        match self {
-            StoreError::Missing { log_left: false, .. } => {
-                "`sidebearer run`, `connect` and `import` make one; if there should be one, check `store.path`".into()
-            }
-            StoreError::Missing { path, .. } => {
-                format!("put `{}` back from a backup, or move its `-wal` away to start anew", path.display())
-            }
-            StoreError::Corrupt { path, .. } => {
-                format!("put `{}` back from a backup, or move it away to start anew", path.display())
-            }
-            StoreError::CorruptValue { provider, .. } if provider.is_empty() => {
-                "put the store back from a backup".into()
-            }
-            StoreError::CorruptValue { .. } => "connect this user again".into(),
-            StoreError::WrongKey { .. } => "put the key it was sealed with into `store.keys`".into(),
-            StoreError::NewerSchema { .. } => "run the version that made it, or a later one".into(),
-            StoreError::Permissions { path, .. } => {
-                format!("make `{}` readable and writable for this user, and for nobody else", path.display())
-            }
-            StoreError::Full { .. } => "free some space on its disk".into(),
-            StoreError::Io { .. } => "check the disk that it is on".into(),
-            StoreError::Busy { .. } => "end the process that holds it, if it hangs".into(),
-            StoreError::Moved { .. } => "read it again".into(),
-        }
-    }
-
-    fn io(path: &Path, error: io::Error) -> Self {
-        let path = path.to_owned();
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => StoreError::Permissions { path, why: "is closed to this user" },
-            io::ErrorKind::ReadOnlyFilesystem => StoreError::Permissions { path, why: "cannot be written" },
-            io::ErrorKind::NotADirectory => StoreError::Permissions { path, why: "is not a directory" },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { path },
-            _ => StoreError::Io { path, error: error.into() },
-        }
+        Ok(self.sealed(name).await?.unwrap_or(value))
     }
 }
 
-/// Runs `work` where it may block. It runs to its end even if nobody waits for it any more.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        Err(Err(stopped)) => Err(StoreError::Io { path: PathBuf::new(), error: stopped.into() }),
-    }
-}
-
-/// A file name for any pair of names: they may hold slashes, dots, and 1 KiB of anything.
-fn lease_name(provider: &ProviderName, subject: &Subject) -> String {
-    let pair = seal::join(&[provider.as_str().as_bytes(), subject.as_str().as_bytes()]);
-    sqlite::hex(&Sha256::digest(&pair))
-}
-
-/// Lock files stay: one that is removed while another process opens it would be locked twice.
-fn lock_file(path: &Path) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(false).mode(0o600).open(path)
+fn names(provider: &ProviderName, subject: &Subject) -> Names {
+    Names { provider: provider.clone(), subject: subject.clone() }
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -590,4 +480,10 @@ fn settle(file: TempPath, path: &Path) -> io::Result<bool> {
     }
 }
 
+/// How soon a refresh token is to be sent after its intent was asked for. The call's own deadline fits into what is then
+/// left of the lease.
+pub const SEND_WITHIN: Duration = Duration::from_secs(15);
+/// What the key check says.
+const CHECKED: &str = "sidebearer";
 const LEASE_POLL: Duration = Duration::from_millis(25);
+const LEASE_POLL_MOST: Duration = Duration::from_millis(200);

@@ -24,7 +24,7 @@ use http::HeaderValue;
 use tokio::sync::oneshot;
 use url::Url;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::drain::Drain;
 use crate::events::{self, Events, TokenChange};
 use crate::names::{ProviderName, Subject, UserName};
@@ -89,15 +89,15 @@ impl Bearer {
 
 /// Authorization servers, as something to call. [`Calls`] is the one that uses the network.
 pub trait Servers: Send + Sync + 'static {
-    /// Sends a request of a client: for a token, or about one.
-    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>>;
+    /// Sends a request of a client: for a token, or about one. Its body is not sent after the moment `by`.
+    fn post(&self, request: TokenRequest, by: Option<Now>) -> BoxFuture<'_, Result<Reply, CallError>>;
     /// Gets a metadata document.
     fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>>;
 }
 
 impl Servers for Calls {
-    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
-        async move { Calls::post(self, &request, BODY_LIMIT).await }.boxed()
+    fn post(&self, request: TokenRequest, by: Option<Now>) -> BoxFuture<'_, Result<Reply, CallError>> {
+        async move { Calls::post(self, &request, BODY_LIMIT, by).await }.boxed()
     }
 
     fn metadata(&self, url: Url) -> BoxFuture<'_, Result<Reply, CallError>> {

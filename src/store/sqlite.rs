@@ -1,174 +1,334 @@
-//! The store's one engine so far: SQLite, which lets a sidecar and the command line write at the same time.
+//! The embedded engine: SQLite, which lets a sidecar and the command line write at the same time.
+//!
+//! A commit is synced to the disk before it returns (`synchronous=FULL`), so what is written survives a power cut.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, named_params, params};
-use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::key::Keyring;
-use super::seal::{self, Place, Unopened};
-use super::{Access, Flow, Intent, Listed, Most, Put, Removed, Row, State, StoreError, Taken};
-use crate::names::{ProviderName, Subject};
-use crate::oauth::Target;
-use crate::secret::Secret;
+use super::engine::{
+    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Result, StateRecord,
+    TakenRecord,
+};
+use super::record::hex;
+use super::seal;
+use super::{Most, StoreError};
 
-/// One connection to the file, with the keys to what is in it.
-pub(super) struct Database {
+/// The embedded engine: one connection to the file, and a folder of lock files beside it. A clone shares both.
+#[derive(Clone)]
+pub(super) struct Sqlite {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Mutex<Database>,
+    at: String,
+    leases: PathBuf,
+}
+
+/// One connection to the file.
+struct Database {
     connection: Connection,
-    keys: Keyring,
     path: PathBuf,
 }
 
-type Result<T> = std::result::Result<T, StoreError>;
+impl Sqlite {
+    /// Opens the store in `directory`. Where there is none, makes one with this key check.
+    pub async fn open(directory: PathBuf, create: Option<Vec<u8>>) -> Result<Self> {
+        blocking(move || {
+            let database = Database::open(&directory, create)?;
+            let leases = super::parent(&database.path).join("leases");
+            super::make_directory(&leases).map_err(|error| StoreError::io(&leases, error))?;
+            let at = database.path.display().to_string();
+            Ok(Self { inner: Arc::new(Inner { database: Mutex::new(database), at, leases }) })
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.inner.clone();
+        // A panic in the middle of a transaction has rolled it back, so the connection is good for the next.
+        blocking(move || work(&mut inner.database.lock().unwrap_or_else(PoisonError::into_inner))).await
+    }
+}
+
+#[async_trait]
+impl Engine for Sqlite {
+    fn at(&self) -> &str {
+        &self.inner.at
+    }
+
+    async fn key_check(&self) -> Result<Option<Vec<u8>>> {
+        self.run(|database| {
+            let check = database.connection.query_row("SELECT key_check FROM meta", [], |row| row.get(0));
+            database.sql(check.optional())
+        })
+        .await
+    }
+
+    async fn grant(&self, names: &Names) -> Result<Option<Record>> {
+        let names = names.clone();
+        self.run(move |database| database.grant(&names)).await
+    }
+
+    async fn grants(&self) -> Result<Vec<(Names, Result<Record>)>> {
+        self.run(|database| database.grants()).await
+    }
+
+    async fn generations(&self, of: &[Names]) -> Result<HashMap<Names, u64>> {
+        let of = of.to_vec();
+        self.run(move |database| database.generations(of)).await
+    }
+
+    async fn put(&self, record: &Record, previous: Option<u64>) -> Result<bool> {
+        let record = record.clone();
+        self.run(move |database| database.put(&record, previous)).await
+    }
+
+    async fn replace(&self, record: &Record) -> Result<u64> {
+        let record = record.clone();
+        self.run(move |database| database.replace(record)).await
+    }
+
+    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+        let names = names.clone();
+        self.run(move |database| database.remove(&names)).await
+    }
+
+    /// The lock is this process's until it dies, so whoever calls has it.
+    async fn intend(&self, names: &Names, generation: u64, intent: &IntentRecord, _: Owner) -> Result<Intended> {
+        let (names, intent) = (names.clone(), intent.clone());
+        self.run(move |database| database.intend(&names, generation, &intent)).await
+    }
+
+    async fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
+        let (names, state) = (names.clone(), state.clone());
+        self.run(move |database| database.mark(&names, generation, &state)).await
+    }
+
+    /// A file lock: the kernel frees it when its process dies, and at no other time.
+    async fn lease(&self, names: &Names, _: Owner) -> Result<Option<Held>> {
+        let path = self.inner.leases.join(lease_name(names));
+        blocking(move || {
+            let file = lock_file(&path).map_err(|error| StoreError::io(&path, error))?;
+            match file.try_lock() {
+                // Closing the file unlocks it.
+                Ok(()) => Ok(Some(Held { _guard: Box::new(file), inherited: false })),
+                Err(fs::TryLockError::WouldBlock) => Ok(None),
+                Err(fs::TryLockError::Error(error)) => Err(StoreError::io(&path, error)),
+            }
+        })
+        .await
+    }
+
+    async fn prolong(&self, _: &Names, _: Owner) -> Result<bool> {
+        Ok(true)
+    }
+
+    async fn put_flow(&self, flow: &FlowRecord, most: Most, now: i64) -> Result<()> {
+        let flow = flow.clone();
+        self.run(move |database| database.put_flow(&flow, most, now)).await
+    }
+
+    async fn take_flow(&self, id: [u8; 32]) -> Result<Option<TakenRecord>> {
+        self.run(move |database| database.take_flow(id)).await
+    }
+
+    async fn sealed(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let name = name.to_owned();
+        self.run(move |database| {
+            let value =
+                database.connection.query_row("SELECT value FROM sealed WHERE name = ?", [name], |row| row.get(0));
+            database.sql(value.optional())
+        })
+        .await
+    }
+
+    async fn put_sealed(&self, name: &str, value: &[u8], previous: Option<&[u8]>) -> Result<bool> {
+        let (name, value, previous) = (name.to_owned(), value.to_owned(), previous.map(<[u8]>::to_owned));
+        self.run(move |database| {
+            let connection = &database.connection;
+            let put = match previous {
+                None => {
+                    connection.execute("INSERT OR IGNORE INTO sealed (name, value) VALUES (?, ?)", params![name, value])
+                }
+                Some(previous) => connection.execute(
+                    "UPDATE sealed SET value = ? WHERE name = ? AND value = ?",
+                    params![value, name, previous],
+                ),
+            };
+            database.sql(put).map(|changed| changed > 0)
+        })
+        .await
+    }
+
+    async fn changes(&self) -> Box<dyn Changes> {
+        let seen = self.revision().await.ok();
+        Box::new(Revisions { sqlite: self.clone(), seen })
+    }
+}
+
+impl Sqlite {
+    /// A number that is another one after another connection has written.
+    async fn revision(&self) -> Result<u64> {
+        self.run(|database| {
+            database.sql(database.connection.pragma_query_value(None, "data_version", |row| row.get(0)))
+        })
+        .await
+    }
+}
+
+/// Looks at the file's revision, again and again: it costs microseconds.
+struct Revisions {
+    sqlite: Sqlite,
+    seen: Option<u64>,
+}
+
+#[async_trait]
+impl Changes for Revisions {
+    async fn next(&mut self) -> Change {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let revision = self.sqlite.revision().await.ok();
+            if revision.is_some() && revision != self.seen {
+                self.seen = revision;
+                return Change::Anything;
+            }
+        }
+    }
+}
 
 impl Database {
-    pub fn open(directory: &Path, keys: Keyring, create: bool) -> Result<Self> {
-        let directory = prepare(directory, create)?;
+    fn open(directory: &Path, create: Option<Vec<u8>>) -> Result<Self> {
+        let directory = prepare(directory, create.is_some())?;
         let path = file(&directory);
         if !is_there(&path)? {
-            if !create {
-                return Err(StoreError::Missing { path, log_left: false });
-            }
-            make(&path, &keys)?;
+            let Some(check) = create else {
+                return Err(StoreError::Missing { at: path.display().to_string(), log_left: false });
+            };
+            make(&path, &check)?;
             is_there(&path)?;
         }
         let connection = connect(&path).map_err(|error| classify(&path, error))?;
-        let mut database = Self { connection, keys, path };
+        let mut database = Self { connection, path };
         database.identify()?;
         // Only now: a file of another program's must not be changed.
         database.sql(write_ahead(&database.connection))?;
         database.examine()?;
-        database.migrate()?;
-        database.check_key()?;
+        let migrated = migrate(&mut database.connection);
+        database.sql(migrated)?;
         Ok(database)
     }
 
-    /// Where it is, by its real name.
-    pub fn directory(&self) -> &Path {
-        super::parent(&self.path)
-    }
-
-    pub fn grant(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Row>> {
+    fn grant(&self, names: &Names) -> Result<Option<Record>> {
         let mut statement =
             self.sql(self.connection.prepare(&format!("{GRANTS} WHERE provider = ? AND subject = ?")))?;
-        let mut rows = self.sql(statement.query([provider.as_str(), subject.as_str()]))?;
+        let mut rows = self.sql(statement.query([names.provider.as_str(), names.subject.as_str()]))?;
         let row = self.sql(rows.next())?;
-        row.map(|row| Cells { database: self, row, provider, subject }.read()).transpose()
+        row.map(|row| Cells { database: self, row, names }.read()).transpose()
     }
 
-    pub fn grants(&self) -> Result<Vec<Listed>> {
+    fn grants(&self) -> Result<Vec<(Names, Result<Record>)>> {
         let mut statement = self.sql(self.connection.prepare(&format!("{GRANTS} ORDER BY provider, subject")))?;
         let mut rows = self.sql(statement.query([]))?;
         let mut listed = Vec::new();
         while let Some(row) = self.sql(rows.next())? {
             let (provider, subject): (String, String) = (self.sql(row.get("provider"))?, self.sql(row.get("subject"))?);
-            let (Ok(provider), Ok(subject)) = (provider.parse(), Subject::from_row(&subject)) else {
-                return Err(self.corrupt("a row has a name that is none".into()));
-            };
-            let read = Cells { database: self, row, provider: &provider, subject: &subject }.read();
-            listed.push((provider, subject, read));
+            let names = Names::parse(&provider, &subject)
+                .ok_or_else(|| self.corrupt("a row has a name that is none".into()))?;
+            let read = Cells { database: self, row, names: &names }.read();
+            listed.push((names, read));
         }
         Ok(listed)
     }
 
-    pub fn put(&mut self, row: &Row, previous: Option<u64>) -> Result<Put> {
-        // Sealed before the lock is taken, which others wait for.
-        let refresh_token = self.seal(row, "refresh_token", row.refresh_token.as_ref())?;
-        let access_token = self.seal(row, "access_token", row.access.as_ref().map(|access| &access.token))?;
-        let path = self.path.clone();
-        let failed = |error| classify(&path, error);
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        let stored: Option<u64> = transaction
-            .query_row(
-                "SELECT generation FROM grants WHERE provider = ? AND subject = ?",
-                [row.provider.as_str(), row.subject.as_str()],
-                |stored| stored.get(0),
-            )
-            .optional()
-            .map_err(failed)?;
-        if stored != previous {
-            drop(transaction);
-            let stored = self.grant(&row.provider, &row.subject)?;
-            return Ok(stored.map_or(Put::Gone, |row| Put::Stale(Box::new(row))));
-        }
-        write(&transaction, row, refresh_token, access_token).and_then(|()| transaction.commit()).map_err(failed)?;
-        Ok(Put::Done)
-    }
-
-    pub fn replace(&mut self, row: &Row) -> Result<u64> {
-        let refresh_token = self.seal(row, "refresh_token", row.refresh_token.as_ref())?;
-        let access_token = self.seal(row, "access_token", row.access.as_ref().map(|access| &access.token))?;
-        let names = [row.provider.as_str(), row.subject.as_str()];
-        let path = self.path.clone();
-        let mut replace = || {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let last: Option<u64> = transaction.query_row(LAST_GENERATION, names, |last| last.get(0))?;
-            let row = Row { generation: last.map_or(1, |last| last + 1), ..row.clone() };
-            write(&transaction, &row, refresh_token.clone(), access_token.clone())?;
-            transaction.execute("DELETE FROM removed WHERE provider = ? AND subject = ?", names)?;
-            transaction.commit()?;
-            Ok(row.generation)
-        };
-        replace().map_err(|error| classify(&path, error))
-    }
-
-    pub fn remove(&mut self, provider: &ProviderName, subject: &Subject) -> Result<Option<Removed>> {
-        let names = [provider.as_str(), subject.as_str()];
-        let path = self.path.clone();
-        let failed = |error| classify(&path, error);
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        let found = transaction.query_row(
-            "DELETE FROM grants WHERE provider = ? AND subject = ? RETURNING generation, refresh_token, access_token",
-            names,
-            |row| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?, row.get::<_, Option<Vec<u8>>>(2)?)),
-        );
-        let Some((generation, refresh_token, access_token)) = found.optional().map_err(failed)? else {
-            return Ok(None);
-        };
-        let remember = "INSERT OR REPLACE INTO removed VALUES (?, ?, ?)";
-        let remembered = transaction.execute(remember, params![names[0], names[1], generation]);
-        let forgotten = transaction.execute(FORGET_FURTHER, names);
-        remembered.and(forgotten).and_then(|_| transaction.commit()).map_err(failed)?;
-        let open = |column, sealed: Option<Vec<u8>>| {
-            let place = Place { provider: names[0], subject: names[1], column };
-            sealed.and_then(|sealed| self.unseal(place, &sealed).ok())
-        };
-        let (refresh_token, access_token) = (open("refresh_token", refresh_token), open("access_token", access_token));
-        Ok(Some(Removed { refresh_token, access_token }))
-    }
-
-    pub fn generations(&self) -> Result<HashMap<(ProviderName, Subject), u64>> {
-        let mut statement = self.sql(self.connection.prepare("SELECT provider, subject, generation FROM grants"))?;
-        let mut rows = self.sql(statement.query([]))?;
+    fn generations(&self, of: Vec<Names>) -> Result<HashMap<Names, u64>> {
+        let one = "SELECT generation FROM grants WHERE provider = ? AND subject = ?";
+        let mut statement = self.sql(self.connection.prepare(one))?;
         let mut generations = HashMap::new();
-        while let Some(row) = self.sql(rows.next())? {
-            let names: (String, String) = (self.sql(row.get(0))?, self.sql(row.get(1))?);
-            if let (Ok(provider), Ok(subject)) = (names.0.parse(), Subject::from_row(&names.1)) {
-                generations.insert((provider, subject), self.sql(row.get(2))?);
+        for names in of {
+            let found = statement.query_row([names.provider.as_str(), names.subject.as_str()], |row| row.get(0));
+            if let Some(generation) = self.sql(found.optional())? {
+                generations.insert(names, generation);
             }
         }
         Ok(generations)
     }
 
-    pub fn put_flow(
-        &mut self,
-        flow: &Flow,
-        (provider, subject): (&ProviderName, &Subject),
-        most: Most,
-        now: SystemTime,
-    ) -> Result<()> {
-        let content = seal_at(&self.path, &self.keys, flow_place(&hex(&flow.id)), &flow.content)?;
+    fn put(&mut self, record: &Record, previous: Option<u64>) -> Result<bool> {
         let path = self.path.clone();
         let mut put = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            transaction.execute("DELETE FROM flows WHERE expires_at <= ?", [to_milliseconds(now)])?;
-            let (provider, subject) = (provider.as_str(), subject.as_str());
+            let stored: Option<u64> = transaction
+                .query_row(
+                    "SELECT generation FROM grants WHERE provider = ? AND subject = ?",
+                    [record.names.provider.as_str(), record.names.subject.as_str()],
+                    |stored| stored.get(0),
+                )
+                .optional()?;
+            if stored != previous {
+                return Ok(false);
+            }
+            write(&transaction, record)?;
+            transaction.commit().map(|()| true)
+        };
+        put().map_err(|error| classify(&path, error))
+    }
+
+    fn replace(&mut self, mut record: Record) -> Result<u64> {
+        let path = self.path.clone();
+        let mut replace = || {
+            let names = [record.names.provider.as_str(), record.names.subject.as_str()];
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let last: Option<u64> = transaction.query_row(LAST_GENERATION, names, |last| last.get(0))?;
+            transaction.execute("DELETE FROM removed WHERE provider = ? AND subject = ?", names)?;
+            record.generation = last.map_or(1, |last| last + 1);
+            write(&transaction, &record)?;
+            transaction.commit()?;
+            Ok(record.generation)
+        };
+        replace().map_err(|error| classify(&path, error))
+    }
+
+    fn remove(&mut self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+        let path = self.path.clone();
+        let names = [names.provider.as_str(), names.subject.as_str()];
+        let mut remove = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let found = transaction.query_row(
+                "DELETE FROM grants WHERE provider = ? AND subject = ?
+                 RETURNING generation, refresh_token, access_token",
+                names,
+                |row| Ok((row.get::<_, u64>(0)?, [row.get(1)?, row.get(2)?])),
+            );
+            let Some((generation, sealed)) = found.optional()? else { return Ok(None) };
+            let remember = "INSERT OR REPLACE INTO removed VALUES (?, ?, ?)";
+            transaction.execute(remember, params![names[0], names[1], generation])?;
+            transaction.execute(FORGET_FURTHER, names)?;
+            transaction.commit()?;
+            Ok(Some(sealed))
+        };
+        remove().map_err(|error| classify(&path, error))
+    }
+
+    fn put_flow(&mut self, flow: &FlowRecord, most: Most, now: i64) -> Result<()> {
+        let path = self.path.clone();
+        let mut put = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute("DELETE FROM flows WHERE expires_at <= ?", [now])?;
+            let (provider, subject) = (flow.names.provider.as_str(), flow.names.subject.as_str());
             let others = |most: usize| i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX);
             let oldest_of_one = "DELETE FROM flows WHERE id IN (SELECT id FROM flows WHERE provider = ? AND subject = ?
                                  ORDER BY expires_at DESC LIMIT -1 OFFSET ?)";
@@ -178,66 +338,37 @@ impl Database {
             transaction.execute(oldest, [others(most.flows)])?;
             transaction.execute(
                 "INSERT INTO flows (id, content, expires_at, taken, provider, subject) VALUES (?, ?, ?, 0, ?, ?)",
-                params![flow.id, content, to_milliseconds(flow.expires_at), provider, subject],
+                params![flow.id, flow.content, flow.expires_at, provider, subject],
             )?;
             transaction.commit()
         };
         put().map_err(|error| classify(&path, error))
     }
 
-    pub fn take_flow(&self, id: &[u8; 32], now: SystemTime) -> Result<Taken> {
+    fn take_flow(&self, id: [u8; 32]) -> Result<Option<TakenRecord>> {
         let taken = self.connection.query_row(
             "UPDATE flows SET taken = taken + 1 WHERE id = ? RETURNING content, expires_at, taken",
             [id],
-            |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)),
+            |row| Ok(TakenRecord { content: row.get(0)?, expires_at: row.get(1)?, times: row.get(2)? }),
         );
-        let Some((content, expires_at, taken)) = self.sql(taken.optional())? else { return Ok(Taken::No) };
-        if expires_at <= to_milliseconds(now) {
-            return Ok(Taken::Expired);
-        }
-        let content = self.unseal(flow_place(&hex(id)), &content)?;
-        let flow = Flow { id: *id, content, expires_at: from_milliseconds(expires_at) };
-        Ok(if taken == 1 { Taken::Flow(flow) } else { Taken::Again(flow) })
+        self.sql(taken.optional())
     }
 
-    pub fn intend(&self, provider: &ProviderName, subject: &Subject, generation: u64, intent: &Intent) -> Result<()> {
+    fn intend(&self, names: &Names, generation: u64, intent: &IntentRecord) -> Result<Intended> {
         let changed = self.connection.execute(
             "UPDATE grants SET intent_hash = ?, intent_at = ? WHERE provider = ? AND subject = ? AND generation = ?",
-            params![
-                intent.refresh_token_hash,
-                to_milliseconds(intent.at),
-                provider.as_str(),
-                subject.as_str(),
-                generation
-            ],
+            params![intent.hash, intent.at, names.provider.as_str(), names.subject.as_str(), generation],
         );
-        self.moved_unless_one(changed, provider, subject)
+        Ok(if self.sql(changed)? > 0 { Intended::Done } else { Intended::Moved })
     }
 
-    pub fn mark(&self, provider: &ProviderName, subject: &Subject, generation: u64, state: &State) -> Result<()> {
-        let (state, reason) = state_to_text(state);
+    fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
         let changed = self.connection.execute(
             "UPDATE grants SET state = ?, reason = ?, intent_hash = NULL, intent_at = NULL
              WHERE provider = ? AND subject = ? AND generation = ?",
-            params![state, reason, provider.as_str(), subject.as_str(), generation],
+            params![state.state, state.reason, names.provider.as_str(), names.subject.as_str(), generation],
         );
-        self.moved_unless_one(changed, provider, subject)
-    }
-
-    pub fn sealed(&self, name: &str) -> Result<Option<Secret>> {
-        let value = self.connection.query_row("SELECT value FROM sealed WHERE name = ?", [name], |row| row.get(0));
-        let value: Option<Vec<u8>> = self.sql(value.optional())?;
-        value.map(|value| self.unseal(Place { provider: "", subject: "", column: name }, &value)).transpose()
-    }
-
-    pub fn put_sealed(&self, name: &str, value: &Secret) -> Result<()> {
-        let sealed = seal_at(&self.path, &self.keys, Place { provider: "", subject: "", column: name }, value)?;
-        let put = self.connection.execute("INSERT OR REPLACE INTO sealed VALUES (?, ?)", params![name, sealed]);
-        self.sql(put).map(|_| ())
-    }
-
-    pub fn revision(&self) -> Result<u64> {
-        self.sql(self.connection.pragma_query_value(None, "data_version", |row| row.get(0)))
+        self.sql(changed).map(|changed| changed > 0)
     }
 
     /// Refuses what is not ours, and what is from the future.
@@ -249,7 +380,7 @@ impl Database {
         }
         let found: i64 = self.sql(schema(&self.connection))?;
         if found > SCHEMA {
-            return Err(StoreError::NewerSchema { path: self.path.clone(), found, known: SCHEMA });
+            return Err(StoreError::NewerSchema { at: self.at(), found, known: SCHEMA });
         }
         Ok(())
     }
@@ -259,64 +390,16 @@ impl Database {
         if verdict == "ok" { Ok(()) } else { Err(self.corrupt(verdict)) }
     }
 
-    fn migrate(&mut self) -> Result<()> {
-        let migrated = migrate(&mut self.connection);
-        self.sql(migrated)
-    }
-
-    fn check_key(&self) -> Result<()> {
-        let check = self.connection.query_row("SELECT key_check FROM meta", [], |row| row.get(0));
-        let check: Option<Vec<u8>> = self.sql(check.optional())?;
-        let check = check.ok_or_else(|| self.corrupt("its key check is gone".into()))?;
-        let value = self.unseal(KEY_CHECK, &check)?;
-        if seal::key_id(&check) == Some(self.keys.first().id) {
-            return Ok(());
-        }
-        // Under the new first key from now on, or the old key could never be retired.
-        let sealed = seal_at(&self.path, &self.keys, KEY_CHECK, &value)?;
-        self.sql(self.connection.execute("UPDATE meta SET key_check = ?", [sealed])).map(|_| ())
-    }
-
-    fn seal(&self, row: &Row, column: &str, secret: Option<&Secret>) -> Result<Option<Vec<u8>>> {
-        let place = Place { provider: row.provider.as_str(), subject: row.subject.as_str(), column };
-        secret.map(|secret| seal_at(&self.path, &self.keys, place, secret)).transpose()
-    }
-
-    fn unseal(&self, place: Place<'_>, sealed: &[u8]) -> Result<Secret> {
-        let path = self.path.clone();
-        seal::open(&self.keys, place, sealed).map_err(|unopened| match unopened {
-            Unopened::UnknownKey(sealed_with) => StoreError::WrongKey { path, sealed_with, keys: self.keys.ids() },
-            Unopened::Damaged => self.corrupt_value(place),
-        })
-    }
-
-    fn moved_unless_one(
-        &self,
-        changed: rusqlite::Result<usize>,
-        provider: &ProviderName,
-        subject: &Subject,
-    ) -> Result<()> {
-        match self.sql(changed)? {
-            0 => Err(StoreError::Moved { provider: provider.clone(), subject: subject.clone() }),
-            _ => Ok(()),
-        }
-    }
-
     fn sql<T>(&self, result: rusqlite::Result<T>) -> Result<T> {
         result.map_err(|error| classify(&self.path, error))
     }
 
     fn corrupt(&self, what: String) -> StoreError {
-        StoreError::Corrupt { path: self.path.clone(), what }
+        StoreError::Corrupt { at: self.at(), what }
     }
 
-    fn corrupt_value(&self, place: Place<'_>) -> StoreError {
-        StoreError::CorruptValue {
-            path: self.path.clone(),
-            provider: place.provider.into(),
-            subject: place.subject.into(),
-            column: place.column.into(),
-        }
+    fn at(&self) -> String {
+        self.path.display().to_string()
     }
 }
 
@@ -324,114 +407,92 @@ impl Database {
 struct Cells<'a> {
     database: &'a Database,
     row: &'a rusqlite::Row<'a>,
-    provider: &'a ProviderName,
-    subject: &'a Subject,
+    names: &'a Names,
 }
 
 impl Cells<'_> {
-    fn read(&self) -> Result<Row> {
-        Ok(Row {
-            provider: self.provider.clone(),
-            subject: self.subject.clone(),
+    fn read(&self) -> Result<Record> {
+        Ok(Record {
+            names: self.names.clone(),
             generation: self.get("generation")?,
-            target: self.json::<StoredTarget>("target")?.ok_or_else(|| self.corrupt("target"))?.into(),
-            refresh_token: self.secret("refresh_token")?,
-            access: self.access()?,
-            granted_scopes: self.json("granted_scopes")?,
-            further_scopes: self.json("further_scopes")?.unwrap_or_default(),
-            state: self.state()?,
+            target: self.get("target")?,
+            refresh_token: self.get("refresh_token")?,
+            access_token: self.get("access_token")?,
+            obtained_at: self.get("obtained_at")?,
+            expires_at: self.get("expires_at")?,
+            granted_scopes: self.get("granted_scopes")?,
+            further_scopes: self.get("further_scopes")?,
+            state: StateRecord { state: self.get("state")?, reason: self.get("reason")? },
             intent: self.intent()?,
-            renewed_at: self.time("renewed_at")?,
-            stored_at: self.time("stored_at")?.ok_or_else(|| self.corrupt("stored_at"))?,
+            renewed_at: self.get("renewed_at")?,
+            stored_at: self.get("stored_at")?,
         })
     }
 
-    fn access(&self) -> Result<Option<Access>> {
-        let Some(token) = self.secret("access_token")? else { return Ok(None) };
-        let obtained_at = self.time("obtained_at")?.ok_or_else(|| self.corrupt("obtained_at"))?;
-        Ok(Some(Access { token, obtained_at, expires_at: self.time("expires_at")? }))
-    }
-
-    fn state(&self) -> Result<State> {
-        let reason = self.get::<Option<String>>("reason")?.unwrap_or_default();
-        match &*self.get::<String>("state")? {
-            CONNECTED => Ok(State::Connected),
-            REAUTHORIZE => Ok(State::Reauthorize { reason }),
-            FIX_CONFIGURATION => Ok(State::FixConfiguration { reason }),
-            _ => Err(self.corrupt("state")),
-        }
-    }
-
-    fn intent(&self) -> Result<Option<Intent>> {
-        let Some(refresh_token_hash) = self.get("intent_hash")? else { return Ok(None) };
-        let at = self.time("intent_at")?.ok_or_else(|| self.corrupt("intent_at"))?;
-        Ok(Some(Intent { refresh_token_hash, at }))
-    }
-
-    fn secret(&self, column: &'static str) -> Result<Option<Secret>> {
-        let place = Place { provider: self.provider.as_str(), subject: self.subject.as_str(), column };
-        self.get::<Option<Vec<u8>>>(column)?.map(|sealed| self.database.unseal(place, &sealed)).transpose()
-    }
-
-    fn json<T: for<'de> Deserialize<'de>>(&self, column: &'static str) -> Result<Option<T>> {
-        let text = self.get::<Option<String>>(column)?;
-        text.map(|text| serde_json::from_str(&text).map_err(|_| self.corrupt(column))).transpose()
-    }
-
-    fn time(&self, column: &'static str) -> Result<Option<SystemTime>> {
-        Ok(self.get::<Option<i64>>(column)?.map(from_milliseconds))
+    fn intent(&self) -> Result<Option<IntentRecord>> {
+        let Some(hash) = self.get("intent_hash")? else { return Ok(None) };
+        Ok(Some(IntentRecord { hash, at: self.get("intent_at")? }))
     }
 
     fn get<T: FromSql>(&self, column: &'static str) -> Result<T> {
-        self.row.get(column).map_err(|_| self.corrupt(column))
-    }
-
-    fn corrupt(&self, column: &str) -> StoreError {
-        let place = Place { provider: self.provider.as_str(), subject: self.subject.as_str(), column };
-        self.database.corrupt_value(place)
+        let got = self.row.get(column);
+        got.map_err(|_| StoreError::corrupt_value(&self.database.at(), self.names.place(column)))
     }
 }
 
-fn write(
-    connection: &Connection,
-    row: &Row,
-    refresh_token: Option<Vec<u8>>,
-    access_token: Option<Vec<u8>>,
-) -> rusqlite::Result<()> {
-    let (state, reason) = state_to_text(&row.state);
-    let access = row.access.as_ref();
+fn write(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
+    let (provider, subject) = (record.names.provider.as_str(), record.names.subject.as_str());
     connection.execute(
         "INSERT OR REPLACE INTO grants (provider, subject, generation, target, refresh_token, access_token,
          obtained_at, expires_at, granted_scopes, state, reason, intent_hash, intent_at, renewed_at, stored_at)
          VALUES (:provider, :subject, :generation, :target, :refresh_token, :access_token,
          :obtained_at, :expires_at, :granted_scopes, :state, :reason, :intent_hash, :intent_at, :renewed_at, :stored_at)",
         named_params! {
-            ":provider": row.provider.as_str(),
-            ":subject": row.subject.as_str(),
-            ":generation": row.generation,
-            ":target": to_json(&StoredTarget::from(&row.target)),
-            ":refresh_token": refresh_token,
-            ":access_token": access_token,
-            ":obtained_at": access.map(|access| to_milliseconds(access.obtained_at)),
-            ":expires_at": access.and_then(|access| access.expires_at).map(to_milliseconds),
-            ":granted_scopes": row.granted_scopes.as_ref().map(to_json),
-            ":state": state,
-            ":reason": reason,
-            ":intent_hash": row.intent.as_ref().map(|intent| intent.refresh_token_hash),
-            ":intent_at": row.intent.as_ref().map(|intent| to_milliseconds(intent.at)),
-            ":renewed_at": row.renewed_at.map(to_milliseconds),
-            ":stored_at": to_milliseconds(row.stored_at),
+            ":provider": provider,
+            ":subject": subject,
+            ":generation": record.generation,
+            ":target": record.target,
+            ":refresh_token": record.refresh_token,
+            ":access_token": record.access_token,
+            ":obtained_at": record.obtained_at,
+            ":expires_at": record.expires_at,
+            ":granted_scopes": record.granted_scopes,
+            ":state": record.state.state,
+            ":reason": record.state.reason,
+            ":intent_hash": record.intent.as_ref().map(|intent| intent.hash),
+            ":intent_at": record.intent.as_ref().map(|intent| intent.at),
+            ":renewed_at": record.renewed_at,
+            ":stored_at": record.stored_at,
         },
     )?;
-    let names = [row.provider.as_str(), row.subject.as_str()];
-    if row.further_scopes.is_empty() {
-        return connection.execute(FORGET_FURTHER, names).map(|_| ());
-    }
+    let Some(further_scopes) = &record.further_scopes else {
+        return connection.execute(FORGET_FURTHER, [provider, subject]).map(|_| ());
+    };
     connection.execute(
         "INSERT OR REPLACE INTO further (provider, subject, stored_at, scopes) VALUES (?, ?, ?, ?)",
-        params![names[0], names[1], to_milliseconds(row.stored_at), to_json(&row.further_scopes)],
+        params![provider, subject, record.stored_at, further_scopes],
     )?;
     Ok(())
+}
+
+/// A file name for any pair of names: they may hold slashes, dots, and 1 KiB of anything.
+pub(super) fn lease_name(names: &Names) -> String {
+    let pair = seal::join(&[names.provider.as_str().as_bytes(), names.subject.as_str().as_bytes()]);
+    hex(&Sha256::digest(&pair))
+}
+
+/// Lock files stay: one that is removed while another process opens it would be locked twice.
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Runs `work` where it may block. It runs to its end even if nobody waits for it any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(stopped)) => Err(StoreError::Io { at: "the embedded store".into(), error: stopped.into() }),
+    }
 }
 
 /// The directory, made if it may be; its real name, since SQLite is told to follow no link.
@@ -439,10 +500,10 @@ fn prepare(directory: &Path, create: bool) -> Result<PathBuf> {
     let failed = |error| StoreError::io(directory, error);
     match fs::metadata(directory) {
         Ok(metadata) if !metadata.is_dir() => {
-            Err(StoreError::Permissions { path: directory.into(), why: "is not a directory" })
+            Err(StoreError::Permissions { at: directory.display().to_string(), why: "is not a directory" })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !create => {
-            Err(StoreError::Missing { path: file(directory), log_left: false })
+            Err(StoreError::Missing { at: file(directory).display().to_string(), log_left: false })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             super::make_directory(directory).and_then(|()| directory.canonicalize()).map_err(failed)
@@ -456,13 +517,13 @@ fn prepare(directory: &Path, create: bool) -> Result<PathBuf> {
 /// It is looked at, never opened and closed: that would drop the locks of this process's other connections (POSIX
 /// fcntl locks belong to the process).
 fn is_there(path: &Path) -> Result<bool> {
-    let refused = |why| Err(StoreError::Permissions { path: path.into(), why });
+    let refused = |why| Err(StoreError::Permissions { at: path.display().to_string(), why });
     // The log first: whoever makes a store right now makes its log last.
     let log = path.with_extension("db-wal");
     let log_left = log.try_exists().map_err(|error| StoreError::io(&log, error))?;
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && log_left => {
-            return Err(StoreError::Missing { path: path.into(), log_left });
+            return Err(StoreError::Missing { at: path.display().to_string(), log_left });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         found => found.map_err(|error| StoreError::io(path, error))?,
@@ -472,16 +533,17 @@ fn is_there(path: &Path) -> Result<bool> {
         other if !other.is_file() => refused("is not a regular file"),
         open if open.mode() & 0o007 != 0 => refused("is open to every user of this machine"),
         // Ours gets its name only when it has its tables.
-        empty if empty.len() == 0 => Err(StoreError::Corrupt { path: path.into(), what: "it is empty".into() }),
+        empty if empty.len() == 0 => {
+            Err(StoreError::Corrupt { at: path.display().to_string(), what: "it is empty".into() })
+        }
         _ => Ok(true),
     }
 }
 
 /// Makes a database under a name of its own and then gives it its name, so that no other process and no crash ever
 /// sees half of one. When another process was quicker, its database is the one.
-fn make(path: &Path, keys: &Keyring) -> Result<()> {
+fn make(path: &Path, check: &[u8]) -> Result<()> {
     let failed = |error| StoreError::io(path, error);
-    let check = seal_at(path, keys, KEY_CHECK, &Secret::new("sidebearer"))?;
     // Mode 0600, which SQLite gives to its log beside it too.
     let file = tempfile::Builder::new().prefix(".new-").tempfile_in(super::parent(path)).map_err(failed)?;
     let file = file.into_temp_path();
@@ -530,78 +592,20 @@ fn schema(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-fn seal_at(path: &Path, keys: &Keyring, place: Place<'_>, secret: &Secret) -> Result<Vec<u8>> {
-    seal::seal(keys, place, secret).map_err(|error| StoreError::Io { path: path.into(), error: error.into() })
-}
-
 fn classify(path: &Path, error: rusqlite::Error) -> StoreError {
-    let path = path.to_owned();
+    let at = path.display().to_string();
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { path },
-        Some(ErrorCode::DiskFull) => StoreError::Full { path },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { at },
+        Some(ErrorCode::DiskFull) => StoreError::Full { at },
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-            StoreError::Permissions { path, why: "cannot be written" }
+            StoreError::Permissions { at, why: "cannot be written" }
         }
-        Some(ErrorCode::NotADatabase) => StoreError::Corrupt { path, what: "it is no SQLite database".into() },
-        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { path, what: error.to_string() },
-        Some(_) => StoreError::Io { path, error: error.into() },
+        Some(ErrorCode::NotADatabase) => StoreError::Corrupt { at, what: "it is no SQLite database".into() },
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Corrupt { at, what: error.to_string() },
+        Some(_) => StoreError::Io { at, error: error.into() },
         // No code: the file is sound to SQLite, but a value in it is not of its column's type.
-        None => StoreError::Corrupt { path, what: error.to_string() },
+        None => StoreError::Corrupt { at, what: error.to_string() },
     }
-}
-
-fn state_to_text(state: &State) -> (&'static str, Option<&str>) {
-    match state {
-        State::Connected => (CONNECTED, None),
-        State::Reauthorize { reason } => (REAUTHORIZE, Some(reason)),
-        State::FixConfiguration { reason } => (FIX_CONFIGURATION, Some(reason)),
-    }
-}
-
-/// [`Target`] as it is written down, whatever becomes of the type.
-#[derive(Serialize, Deserialize)]
-struct StoredTarget {
-    scopes: Vec<String>,
-    audience: Option<String>,
-    resource: Vec<String>,
-}
-
-impl From<&Target> for StoredTarget {
-    fn from(target: &Target) -> Self {
-        let Target { scopes, audience, resource } = target.clone();
-        Self { scopes, audience, resource }
-    }
-}
-
-impl From<StoredTarget> for Target {
-    fn from(stored: StoredTarget) -> Self {
-        Self { scopes: stored.scopes, audience: stored.audience, resource: stored.resource }
-    }
-}
-
-fn to_json<T: Serialize>(value: &T) -> String {
-    serde_json::to_string(value).expect("strings and lists of them are JSON")
-}
-
-fn to_milliseconds(time: SystemTime) -> i64 {
-    let whole = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-    time.duration_since(UNIX_EPOCH).map_or_else(|before| -whole(before.duration()), whole)
-}
-
-/// The reverse; a time that no clock can show is the start of 1970.
-fn from_milliseconds(milliseconds: i64) -> SystemTime {
-    let distance = Duration::from_millis(milliseconds.unsigned_abs());
-    let time = if milliseconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    time.unwrap_or(UNIX_EPOCH)
-}
-
-/// Where a flow's content belongs: to its own state and no other.
-fn flow_place(id: &str) -> Place<'_> {
-    Place { provider: "", subject: id, column: "flow" }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The database file of a store's directory.
@@ -609,16 +613,12 @@ pub(super) fn file(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
 
-const CONNECTED: &str = "connected";
-const REAUTHORIZE: &str = "reauthorize";
-const FIX_CONFIGURATION: &str = "fix_configuration";
 const FILE: &str = "sidebearer.db";
 /// `SdBr`, in the file's header: says whose file it is to `file` and to us.
 const APPLICATION_ID: i64 = 0x5364_4272;
+/// How often it is looked whether another connection has written.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Sealed at the start, so that a wrong key is told before there are rows.
-const KEY_CHECK: Place<'_> = Place { provider: "", subject: "", column: "key_check" };
-
 /// Whole rows. Scopes that belong to an earlier grant of the same user, which an older release has replaced, are left out.
 const GRANTS: &str = "SELECT grants.*, further.scopes AS further_scopes FROM grants
     LEFT JOIN further USING (provider, subject, stored_at)";
@@ -690,22 +690,30 @@ const SCHEMA: i64 = MIGRATIONS.len() as i64;
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine;
-    use base64::prelude::BASE64_STANDARD;
     use tempfile::TempDir;
 
     use super::*;
 
-    fn new() -> (TempDir, Database, Row) {
+    fn new() -> (TempDir, Database, Record) {
         let directory = tempfile::tempdir().unwrap();
-        let keys = Keyring::from_secrets(&[Secret::new(BASE64_STANDARD.encode([1; 32]))]).unwrap();
-        let mut database = Database::open(directory.path(), keys, true).unwrap();
-        let row = Row {
-            refresh_token: Some(Secret::new("rt")),
-            ..Row::new("github".parse().unwrap(), Subject::Client, Target::default(), UNIX_EPOCH)
+        let mut database = Database::open(directory.path(), Some(vec![0; 60])).unwrap();
+        let record = Record {
+            names: Names::parse("github", "").unwrap(),
+            generation: 1,
+            target: "{}".into(),
+            refresh_token: Some(vec![1; 60]),
+            access_token: None,
+            obtained_at: None,
+            expires_at: None,
+            granted_scopes: None,
+            further_scopes: None,
+            state: StateRecord { state: "connected".into(), reason: None },
+            intent: None,
+            renewed_at: None,
+            stored_at: 0,
         };
-        database.put(&row, None).unwrap();
-        (directory, database, row)
+        database.put(&record, None).unwrap();
+        (directory, database, record)
     }
 
     #[test]
@@ -713,11 +721,11 @@ mod tests {
         // TOK-021, TOK-022
         let (_directory, mut database, row) = new();
         database.connection.pragma_update(None, "max_page_count", 1).unwrap();
-        let long = Row { generation: 2, refresh_token: Some(Secret::new("x".repeat(1 << 16))), ..row.clone() };
+        let long = Record { generation: 2, refresh_token: Some(vec![1; 1 << 16]), ..row.clone() };
         assert_eq!(database.put(&long, Some(1)).unwrap_err().code(), "store_full");
-        assert_eq!(database.grant(&row.provider, &row.subject).unwrap(), Some(row));
+        assert_eq!(database.grant(&row.names).unwrap(), Some(row));
         database.connection.pragma_update(None, "max_page_count", 1_000_000).unwrap();
-        assert_eq!(database.put(&long, Some(1)).unwrap(), Put::Done);
+        assert!(database.put(&long, Some(1)).unwrap());
     }
 
     #[test]
@@ -725,10 +733,10 @@ mod tests {
         // TOK-021
         let (_directory, database, row) = new();
         database.connection.pragma_update(None, "query_only", true).unwrap();
-        let intent = Intent { refresh_token_hash: [0; 32], at: UNIX_EPOCH };
-        let error = database.intend(&row.provider, &row.subject, 1, &intent).unwrap_err();
+        let intent = IntentRecord { hash: [0; 32], at: 0 };
+        let error = database.intend(&row.names, 1, &intent).unwrap_err();
         assert_eq!(error.to_string(), format!("the store `{}` cannot be written", database.path.display()));
-        assert_eq!(database.grant(&row.provider, &row.subject).unwrap(), Some(row));
+        assert_eq!(database.grant(&row.names).unwrap(), Some(row));
     }
 
     #[test]
@@ -737,8 +745,8 @@ mod tests {
         let other = Connection::open(directory.path().canonicalize().unwrap().join(FILE)).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         database.connection.busy_timeout(Duration::from_millis(20)).unwrap();
-        assert_eq!(database.remove(&row.provider, &row.subject).unwrap_err().code(), "store_busy");
-        assert!(database.grant(&row.provider, &row.subject).unwrap().is_some(), "readers do not wait");
+        assert_eq!(database.remove(&row.names).unwrap_err().code(), "store_busy");
+        assert!(database.grant(&row.names).unwrap().is_some(), "readers do not wait");
     }
 
     #[test]
@@ -746,9 +754,8 @@ mod tests {
         // TOK-023; also after a backup was put back, which has lost the journal mode.
         let (directory, database, _) = new();
         database.connection.pragma_update(None, "journal_mode", "DELETE").unwrap();
-        let keys = database.keys.clone();
         drop(database);
-        let database = Database::open(directory.path(), keys, false).unwrap();
+        let database = Database::open(directory.path(), None).unwrap();
         let pragma = |name| database.connection.pragma_query_value(None, name, |row| row.get::<_, String>(0));
         let synchronous: i64 = database.connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
         assert_eq!((pragma("journal_mode").unwrap().as_str(), synchronous), ("wal", 2));
@@ -758,28 +765,16 @@ mod tests {
     fn a_value_of_the_wrong_type_is_told_by_its_column() {
         // TOK-025
         for (sql, column) in [
-            ("UPDATE grants SET target = '{'", "target"),
-            ("UPDATE grants SET state = 'canary'", "state"),
             ("UPDATE grants SET generation = -1", "generation"),
-            ("UPDATE grants SET refresh_token = x'01'", "refresh_token"),
             ("UPDATE grants SET intent_hash = x'01'", "intent_hash"),
             ("UPDATE grants SET intent_hash = zeroblob(32)", "intent_at"),
-            ("UPDATE grants SET granted_scopes = '{}'", "granted_scopes"),
         ] {
             let (_directory, database, row) = new();
             database.connection.execute_batch(sql).unwrap();
-            match database.grant(&row.provider, &row.subject) {
+            match database.grant(&row.names) {
                 Err(StoreError::CorruptValue { column: told, .. }) => assert_eq!(told, column),
                 other => panic!("{sql}: {other:?}"),
             }
-        }
-    }
-
-    #[test]
-    fn no_time_is_out_of_range() {
-        for milliseconds in [i64::MIN, -1, 0, 1, i64::MAX] {
-            let time = from_milliseconds(milliseconds);
-            assert!(time == UNIX_EPOCH || to_milliseconds(time) == milliseconds.max(-i64::MAX), "{milliseconds}");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What the store promises, on real files.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use base64::Engine;
@@ -131,7 +133,8 @@ async fn no_grant_has_the_generation_of_one_before_it() {
     // What a renewal of the removed grant brings is not written over the new one.
     let late = store.put(row("alice", 3), Some(2)).await.unwrap();
     assert!(matches!(late, Put::Stale(newer) if newer.generation == 3));
-    let generations = store.generations().await.unwrap();
+    let asked = ["alice", "bob", "nobody"].map(|name| (github(), user(name)));
+    let generations = store.generations(asked).await.unwrap();
     assert_eq!(generations.len(), 2);
     assert_eq!(generations[&(github(), user("alice"))], 3);
 }
@@ -309,7 +312,7 @@ fn of_schema_1(rows: &TempDir) -> TempDir {
 #[tokio::test]
 async fn a_store_of_the_release_before_is_brought_up_to_date() {
     let now = with_alice().await;
-    create(&now).await.put_sealed("ca", &Secret::new("the CA")).await.unwrap();
+    create(&now).await.put_sealed("ca", Secret::new("the CA"), None).await.unwrap();
     let directory = of_schema_1(&now);
     for _ in 0..2 {
         let store = Store::open(directory.path(), keys(1), false).await.unwrap();
@@ -385,17 +388,18 @@ async fn an_intent_stays_until_the_row_is_written_or_marked() {
     let clean = Row { intent: None, ..row("alice", 1) };
     let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
     let stored = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    let lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
     store.put(clean.clone(), None).await.unwrap();
-    store.intend(&github(), &user("alice"), 1, intent.clone()).await.unwrap();
+    store.intend(&lease, 1, intent.clone()).await.unwrap();
     assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
     let state = State::Reauthorize { reason: "lost_rotation".into() };
     store.mark(&github(), &user("alice"), 1, state.clone()).await.unwrap();
     assert_eq!(stored().await, Row { state, ..clean.clone() });
-    store.intend(&github(), &user("alice"), 1, intent.clone()).await.unwrap();
+    store.intend(&lease, 1, intent.clone()).await.unwrap();
     store.put(Row { generation: 2, ..clean.clone() }, Some(1)).await.unwrap();
     assert_eq!(stored().await, Row { generation: 2, ..clean.clone() });
 
-    let late = store.intend(&github(), &user("alice"), 1, intent).await.unwrap_err();
+    let late = store.intend(&lease, 1, intent).await.unwrap_err();
     assert_eq!(late.to_string(), "the grant of user `alice` at `github` was changed in between");
     let late = store.mark(&github(), &user("alice"), 1, State::Connected).await.unwrap_err();
     assert_eq!(late.code(), "store_moved");
@@ -438,7 +442,7 @@ async fn users_with_odd_names_are_kept_apart() {
     assert_eq!(fs::read_dir(directory.path().join("leases")).unwrap().count(), names.len());
     assert!("a\0b".parse::<UserName>().is_err());
     let pairs = [("a", "bc"), ("ab", "c"), ("abc", "d")];
-    let distinct: HashSet<_> = pairs.iter().map(|(p, s)| lease_name(&p.parse().unwrap(), &user(s))).collect();
+    let distinct: HashSet<_> = pairs.iter().map(|(p, s)| sqlite::lease_name(&Names::parse(p, s).unwrap())).collect();
     assert_eq!(distinct.len(), 3);
 }
 
@@ -564,17 +568,15 @@ async fn a_wrong_key_is_told_at_once_even_without_rows() {
 }
 
 #[tokio::test]
-async fn an_old_key_can_be_retired_once_all_is_sealed_anew() {
+async fn the_first_key_seals_and_every_key_opens() {
     let directory = with_alice().await;
     let secret = |seed: u8| Secret::new(BASE64_STANDARD.encode([seed; 32]));
     let both = Keyring::from_secrets(&[secret(2), secret(1)]).unwrap();
     let store = Store::open(directory.path(), both, false).await.unwrap();
     assert!(store.grant(&github(), &user("alice")).await.is_ok());
-    let new_only = Store::open(directory.path(), keys(2), false).await.unwrap();
-    let error = new_only.grant(&github(), &user("alice")).await.unwrap_err();
-    assert_eq!(error.code(), "store_wrong_key");
     store.put(row("alice", 2), Some(1)).await.unwrap();
-    assert_eq!(new_only.grant(&github(), &user("alice")).await.unwrap(), Some(row("alice", 2)));
+    let old_only = create(&directory).await;
+    assert_eq!(old_only.grant(&github(), &user("alice")).await.unwrap_err().code(), "store_wrong_key");
 }
 
 #[tokio::test]
@@ -626,7 +628,7 @@ async fn no_file_of_the_store_holds_a_secret() {
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
     store.put(row("alice", 1), None).await.unwrap();
-    store.put_sealed("ca_key", &Secret::new("canary-ca")).await.unwrap();
+    store.put_sealed("ca_key", Secret::new("canary-ca"), None).await.unwrap();
     let _lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap();
     let assert_clean = || {
         let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -648,22 +650,28 @@ async fn a_secret_of_the_sidecar_is_kept_under_its_name() {
     let directory = tempfile::tempdir().unwrap();
     let store = create(&directory).await;
     assert_eq!(store.sealed("ca_key").await.unwrap(), None);
-    for value in ["old", "new"] {
-        store.put_sealed("ca_key", &Secret::new(value)).await.unwrap();
-    }
+    let put = async |value: &str, previous: Option<&str>| {
+        let previous = previous.map(Secret::new);
+        store.put_sealed("ca_key", Secret::new(value), previous.as_ref()).await.unwrap()
+    };
+    assert_eq!(put("old", None).await, Secret::new("old"));
+    assert_eq!(put("new", Some("old")).await, Secret::new("new"));
+    assert_eq!(put("late", Some("old")).await, Secret::new("new"), "another was quicker");
     assert_eq!(store.sealed("ca_key").await.unwrap(), Some(Secret::new("new")));
     sqlite(&directory, "INSERT INTO sealed SELECT 'other', value FROM sealed");
     assert_eq!(store.sealed("other").await.unwrap_err().code(), "store_value_corrupt");
 }
 
 #[tokio::test]
-async fn another_s_write_changes_the_revision() {
+async fn another_s_write_is_told_and_one_s_own_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let (one, other) = (create(&directory).await, create(&directory).await);
-    let before = one.revision().await.unwrap();
-    assert_eq!(one.revision().await.unwrap(), before);
+    let mut changes = one.watch().await;
+    one.put(row("bob", 1), None).await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_millis(1100), changes.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
     other.put(row("alice", 1), None).await.unwrap();
-    assert_ne!(one.revision().await.unwrap(), before);
+    assert_eq!(changes.next().await, Change::Anything);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,5 @@
 //! Grants that come and go while the sidecar runs: by consent, by disconnect, and by what other processes store.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +15,15 @@ use crate::oauth::grant::{Ask, TokenRequest};
 use crate::oauth::wire::Failure;
 use crate::oauth::{Endpoint, union};
 use crate::secret::Secret;
-use crate::store::{Row, StoreError};
+use crate::store::{Change, Row, StoreError};
 use crate::upstream::{CallError, Reply};
 
-/// How often it is looked whether another process has written to the store.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked for users who never were.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// How soon a store is asked again that could not say what has changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long to wait before a grant that could not be stored is tried again.
 const STORE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
-
-/// The generation of every stored grant.
-type Generations = HashMap<(ProviderName, Subject), u64>;
 
 /// What shows that a user has consented.
 #[derive(Debug, Clone)]
@@ -119,7 +117,7 @@ impl Tokens {
     /// # Errors
     /// When no answer comes.
     pub async fn post(&self, request: TokenRequest) -> Result<Reply, CallError> {
-        self.inner.servers.post(request).await
+        self.inner.servers.post(request, None).await
     }
 
     /// Turns a user's consent into a stored grant, and has it used from now on. `further` are the scopes that were asked
@@ -195,45 +193,60 @@ impl Tokens {
     /// Follows what other processes write to the store, until the stop begins: a new grant is used at once, and a
     /// removed one no more. What is remembered of users who never were is forgotten by the way.
     pub async fn follow_store(&self) {
-        let stop = self.inner.drain.started();
-        let mut stop = std::pin::pin!(stop);
-        let mut seen = self.inner.store.revision().await.ok();
-        let mut known = HashMap::new();
+        tokio::select! {
+            () = self.inner.drain.started() => {}
+            () = self.follow_changes() => {}
+            () = self.sweep_now_and_then() => {}
+        }
+    }
+
+    async fn sweep_now_and_then(&self) {
         loop {
-            tokio::select! {
-                () = &mut stop => return,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
+            tokio::time::sleep(SWEEP_EVERY).await;
             self.inner.sweep();
-            let revision = self.inner.store.revision().await.ok();
-            if revision.is_none() || revision == seen {
-                continue;
-            }
-            if let Ok(stored) = self.reconcile(&known).await {
-                (seen, known) = (revision, stored);
+        }
+    }
+
+    async fn follow_changes(&self) {
+        let mut changes = self.inner.store.watch().await;
+        loop {
+            let change = changes.next().await;
+            // It is told once.
+            while self.reconcile(&change).await.is_err() {
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
     }
 
-    /// Holds what is in memory against what is in the store, whose generations were `known` the last time, and gives those
-    /// of now. What is written for one user is no news to another: it ends no rest of theirs.
-    async fn reconcile(&self, known: &Generations) -> Result<Generations, StoreError> {
-        let stored = self.inner.store.generations().await?;
-        let slots: Vec<Arc<Slot>> = self.inner.slots.iter().map(|slot| slot.value().clone()).collect();
-        for slot in slots {
-            if slot.key.subject == Subject::Client {
+    /// Holds what is in memory against what is in the store. What is written for one user is no news to another: it ends
+    /// no rest of theirs.
+    async fn reconcile(&self, change: &Change) -> Result<(), StoreError> {
+        let concerned = |key: &Key| match change {
+            Change::Anything => true,
+            Change::Of(provider, subject) => key.provider == *provider && key.subject == *subject,
+        };
+        let slots = self.inner.slots.iter().map(|slot| slot.value().clone());
+        let slots: Vec<Arc<Slot>> =
+            slots.filter(|slot| slot.key.subject != Subject::Client && concerned(&slot.key)).collect();
+        let names = |slot: &Slot| (slot.key.provider.clone(), slot.key.subject.clone());
+        let stored = self.inner.store.generations(slots.iter().map(|slot| names(slot))).await?;
+        for slot in &slots {
+            let Some(stored) = stored.get(&names(slot)) else {
+                if slot.generation().is_some() {
+                    slot.forget();
+                }
+                continue;
+            };
+            if !slot.lock().sees(*stored) {
                 continue;
             }
-            let names = (slot.key.provider.clone(), slot.key.subject.clone());
-            let is_news = stored.get(&names) != known.get(&names);
-            match (stored.get(&names), slot.generation()) {
-                (None, Some(_)) => slot.forget(),
-                (Some(_), None) if is_news => slot.awake(),
-                (Some(stored), Some(held)) if is_news && *stored > held => self.take_over(&slot).await,
-                _ => {}
+            match slot.generation() {
+                None => slot.awake(),
+                Some(held) if *stored > held => self.take_over(slot).await,
+                Some(_) => {}
             }
         }
-        Ok(stored)
+        Ok(())
     }
 
     /// Another process has stored a newer grant than the one that brought the token at hand.
@@ -267,7 +280,7 @@ impl Inner {
         let endpoint = endpoint.map_err(|none: NoEndpoint| GrantError::Nowhere(none.to_string()))?;
         // Each call before it ends within its own deadline.
         let turn = known.turns.all.acquire().await;
-        let asked = known.ask(&*self.servers, &self.clock, &endpoint, proof.ask()).await;
+        let asked = known.ask(&*self.servers, &self.clock, &endpoint, proof.ask(), None).await;
         drop(turn);
         let asked = asked.map_err(|refusal| match refusal {
             Refusal::Unsent(why) => Failure::Transient { why, retry_after: None },

@@ -119,20 +119,23 @@ impl Known {
         found.await.map(Some)
     }
 
-    /// One token request.
+    /// One token request. After the moment `by` it is not sent any more.
     pub(super) async fn ask(
         &self,
         servers: &dyn Servers,
         clock: &Clock,
         endpoint: &Url,
         ask: Ask<'_>,
+        by: Option<Now>,
     ) -> Result<Asked, Refusal> {
         let request = grant::request(&self.provider, endpoint, ask);
         let sent = clock.now();
-        let reply = servers.post(request).await.map_err(|error| match error {
-            CallError::Connect(_) | CallError::Certificate(_) | CallError::Proxy(_) | CallError::Request => {
-                Refusal::Unsent(error.to_string())
-            }
+        let reply = servers.post(request, by).await.map_err(|error| match error {
+            CallError::Connect(_)
+            | CallError::Certificate(_)
+            | CallError::Proxy(_)
+            | CallError::Request
+            | CallError::Late => Refusal::Unsent(error.to_string()),
             other => Refusal::Failed(Failure::Transient { why: other.to_string(), retry_after: None }),
         })?;
         let answer = wire::read(reply.status, &reply.headers, &reply.body, sent.wall, &self.provider.quirks);
@@ -157,7 +160,7 @@ impl Known {
             Err(error) => return Revocation::Failed(error.to_string()),
         };
         let request = grant::revocation(&self.provider, &endpoint, token, is_refresh_token);
-        match servers.post(request).await {
+        match servers.post(request, None).await {
             Ok(reply) if reply.status.is_success() => Revocation::Done,
             Ok(reply) => Revocation::Failed(format!("its revocation endpoint answered {}", reply.status.as_u16())),
             Err(error) => Revocation::Failed(error.to_string()),

@@ -11,17 +11,22 @@ use url::Url;
 use super::known::{Asked, Known, NoEndpoint, Refusal};
 use super::slot::{Slot, Token};
 use super::{Cause, Inner, Key, TokenError};
+use crate::clock::Now;
 use crate::events::TokenChange;
 use crate::oauth::grant::Ask;
 use crate::oauth::wire::Failure;
 use crate::oauth::{Endpoint, Grant, union};
 use crate::secret::Secret;
-use crate::store::{Intent, Lease, Put, Row, State as RowState, StoreError};
+use crate::store::{Intent, Lease, Put, Row, SEND_WITHIN, State as RowState, StoreError};
 
 /// How long a renewal may wait before it calls: for discovery, for a turn, for another process.
 const PREPARATION: Duration = Duration::from_secs(10);
 /// How long another process's renewal is waited for (SEMANTICS C19).
 const LEASE_WAIT: Duration = Duration::from_secs(5);
+/// How long the last holder of a lease has to store what it was given, once the store can be reached again: longer than
+/// [`SAVE_AGAIN_MOST`].
+const OWNER_SAVES_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_FOR_OWNER: Duration = Duration::from_secs(1);
 /// How soon a row that could not be written is tried again, at first and at most.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 const SAVE_AGAIN_MOST: Duration = Duration::from_secs(10);
@@ -100,7 +105,7 @@ impl Renewal<'_> {
         }
         let endpoint = self.endpoint(Endpoint::Token).await?;
         let turn = self.turn().await?;
-        let asked = self.ask(&endpoint, Ask::ClientCredentials).await;
+        let asked = self.ask(&endpoint, Ask::ClientCredentials, None).await;
         drop(turn);
         let asked = asked.map_err(|refusal| match refusal {
             // Without a refresh token there is no grant to renew by consent: it is the client that is refused.
@@ -134,15 +139,49 @@ impl Renewal<'_> {
         }
         let endpoint = self.endpoint(Endpoint::Refresh).await?;
         // Before the lease, which is a file held open: a thousand may wait for their turn.
-        let _turn = self.turn().await?;
+        let turn = self.turn().await?;
         let lease = self.lease().await?.map(Arc::new);
         match (self.look().await?, lease) {
             (Found::Token(token), _) => Ok(token),
             (Found::Grant(_), None) => Err(self.unavailable("another process is renewing it".into(), Duration::ZERO)),
-            (Found::Grant(row), Some(lease)) => match self.redeem(&endpoint, &row, &lease).await {
-                Err(Redeemed::Replaced) => self.redeem_again(&endpoint, &lease).await,
-                other => other.map_err(|error| self.last(error)),
-            },
+            (Found::Grant(row), Some(lease)) if lease.is_inherited() && left_open(&row) => {
+                // Others' calls need not wait for as long.
+                drop(turn);
+                self.inherit(&endpoint, &row, &lease).await
+            }
+            (Found::Grant(row), Some(lease)) => self.redeem_or_adopt(&endpoint, &row, &lease).await,
+        }
+    }
+
+    /// The lease's last holder let its time pass after it had sent the refresh token. If it lives, it is about to store
+    /// what it was given: that is worth waiting for before the old token is sent again (C14), since a provider that
+    /// replaces tokens at each use takes that for a theft.
+    async fn inherit(&self, endpoint: &Url, row: &Row, lease: &Arc<Lease>) -> Result<Token, TokenError> {
+        let until = Instant::now() + OWNER_SAVES_WITHIN;
+        while Instant::now() < until {
+            tokio::time::sleep(LOOK_FOR_OWNER).await;
+            match self.look().await? {
+                Found::Token(token) => return Ok(token),
+                Found::Grant(now) if now.generation != row.generation => break,
+                Found::Grant(_) => {}
+            }
+            let kept = self.inner.store.prolong(lease).await.map_err(|error| self.store_failed(&error))?;
+            if !kept {
+                return Err(self.unavailable("another process is renewing it".into(), Duration::ZERO));
+            }
+        }
+        let turn = tokio::time::timeout(LOOK_FOR_OWNER, self.known.turns.all.acquire()).await;
+        let _turn = turn.map_err(|_| self.unavailable("the provider is too slow".into(), Duration::ZERO))?;
+        match self.look().await? {
+            Found::Token(token) => Ok(token),
+            Found::Grant(row) => self.redeem_or_adopt(endpoint, &row, lease).await,
+        }
+    }
+
+    async fn redeem_or_adopt(&self, endpoint: &Url, row: &Row, lease: &Arc<Lease>) -> Result<Token, TokenError> {
+        match self.redeem(endpoint, row, lease).await {
+            Err(Redeemed::Replaced) => self.redeem_again(endpoint, lease).await,
+            other => other.map_err(|error| self.last(error)),
         }
     }
 
@@ -159,15 +198,15 @@ impl Renewal<'_> {
         let Some(refresh_token) = &row.refresh_token else {
             return Err(Redeemed::No(self.reauthorize("no_refresh_token")));
         };
-        let hash = Sha256::digest(refresh_token.expose().as_bytes()).into();
         // Left by an earlier try whose answer nobody saw: the provider may have replaced this token already.
-        let unsure = row.intent.as_ref().is_some_and(|intent| intent.refresh_token_hash == hash);
-        let intent = Intent { refresh_token_hash: hash, at: self.inner.clock.now().wall };
-        let (provider, subject) = (&row.provider, &row.subject);
-        let intended = self.inner.store.intend(provider, subject, row.generation, intent).await;
+        let unsure = left_open(row);
+        let before = self.inner.clock.now();
+        let intent = Intent { refresh_token_hash: hash(refresh_token), at: before.wall };
+        let intended = self.inner.store.intend(lease, row.generation, intent).await;
         intended.map_err(|error| Redeemed::No(self.store_failed(&error)))?;
 
-        match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row))).await {
+        let by = before + SEND_WITHIN;
+        match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row)), Some(by)).await {
             Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
             // What is asked for is more than the user has consented to: only they can change that.
             Err(Refusal::Failed(Failure::FixConfiguration { error }))
@@ -252,8 +291,8 @@ impl Renewal<'_> {
         }
     }
 
-    async fn ask(&self, endpoint: &Url, ask: Ask<'_>) -> Result<Asked, Refusal> {
-        self.known.ask(&*self.inner.servers, &self.inner.clock, endpoint, ask).await
+    async fn ask(&self, endpoint: &Url, ask: Ask<'_>, by: Option<Now>) -> Result<Asked, Refusal> {
+        self.known.ask(&*self.inner.servers, &self.inner.clock, endpoint, ask, by).await
     }
 
     async fn endpoint(&self, which: Endpoint) -> Result<Url, TokenError> {
@@ -295,6 +334,7 @@ impl Renewal<'_> {
             return Ok(Found::Token(token));
         }
         let row = self.stored().await?.ok_or_else(|| self.not_connected())?;
+        self.slot.lock().sees(row.generation);
         if let Some(token) = self.adopt(&row) {
             return Ok(Found::Token(token));
         }
@@ -396,6 +436,16 @@ impl Renewal<'_> {
             Redeemed::Replaced => self.unavailable("other processes keep renewing it".into(), Duration::ZERO),
         }
     }
+}
+
+/// Whether the row's refresh token may have been sent, by somebody who did not get to store what came of it.
+fn left_open(row: &Row) -> bool {
+    let intended = row.intent.as_ref().map(|intent| intent.refresh_token_hash);
+    intended.is_some() && intended == row.refresh_token.as_ref().map(hash)
+}
+
+fn hash(token: &Secret) -> [u8; 32] {
+    Sha256::digest(token.expose().as_bytes()).into()
 }
 
 /// Why a refresh token brought nothing.

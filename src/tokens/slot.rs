@@ -57,6 +57,8 @@ pub(super) struct State {
     /// Whether somebody waits for the renewal under way, and will use what it brings.
     joined: bool,
     pub(super) unsaved: Option<Unsaved>,
+    /// The generation of the stored grant when it was last looked at.
+    seen: Option<u64>,
 }
 
 /// A token and its times.
@@ -205,6 +207,11 @@ impl State {
 
     pub(super) fn generation(&self) -> Option<u64> {
         self.token.as_ref().map(|token| token.generation)
+    }
+
+    /// Notes the generation of the stored grant; whether it is another one than before.
+    pub(super) fn sees(&mut self, generation: u64) -> bool {
+        self.seen.replace(generation) != Some(generation)
     }
 
     /// Whether a token from the store is a later one than the token at hand, and not the one that was rejected, under

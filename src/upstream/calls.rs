@@ -1,15 +1,20 @@
 //! Calls to authorization servers and webhooks: one deadline, no redirects, at most 64 KiB of answer.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use url::{Position, Url};
 
 use super::via::UpstreamProxyError;
 use super::{Dialer, OURSELVES, Origin, RequestBody, Upstream, UpstreamError};
+use crate::clock::{Clock, Now};
 use crate::host::Authority;
 use crate::oauth::TokenRequestFormat;
 use crate::oauth::grant::TokenRequest;
@@ -42,11 +47,12 @@ impl Calls {
         Self { upstream: Upstream::new(dialer) }
     }
 
-    /// Sends a request to a provider (RFC 6749 section 4.4.2).
+    /// Sends a request to a provider (RFC 6749 section 4.4.2). Its body, and with it the grant, does not go out after the
+    /// moment `by`, whatever held it up.
     ///
     /// # Errors
     /// No answer, or more than `limit` bytes of it.
-    pub async fn post(&self, request: &TokenRequest, limit: usize) -> Result<Reply, CallError> {
+    pub async fn post(&self, request: &TokenRequest, limit: usize, by: Option<Now>) -> Result<Reply, CallError> {
         let content_type = match request.format {
             TokenRequestFormat::Form => "application/x-www-form-urlencoded",
             TokenRequestFormat::Json => "application/json",
@@ -57,7 +63,7 @@ impl Calls {
             value.set_sensitive(true);
             post = post.header(AUTHORIZATION, value);
         }
-        self.send(&request.url, post, request.body.expose().to_owned(), limit).await
+        self.send(&request.url, post, request.body.expose().to_owned(), limit, by).await
     }
 
     /// Posts a JSON document, such as a message to a webhook.
@@ -66,7 +72,7 @@ impl Calls {
     /// No answer, or more than `limit` bytes of it.
     pub async fn post_json(&self, url: &Url, body: &Secret, limit: usize) -> Result<Reply, CallError> {
         let post = to(Method::POST, url).header(CONTENT_TYPE, "application/json");
-        self.send(url, post, body.expose().to_owned(), limit).await
+        self.send(url, post, body.expose().to_owned(), limit, None).await
     }
 
     /// Gets a document.
@@ -74,12 +80,19 @@ impl Calls {
     /// # Errors
     /// No answer, or more than `limit` bytes of it.
     pub async fn get(&self, url: &Url, limit: usize) -> Result<Reply, CallError> {
-        self.send(url, to(Method::GET, url), String::new(), limit).await
+        self.send(url, to(Method::GET, url), String::new(), limit, None).await
     }
 
-    async fn send(&self, url: &Url, request: request::Builder, body: String, limit: usize) -> Result<Reply, CallError> {
+    async fn send(
+        &self,
+        url: &Url,
+        request: request::Builder,
+        body: String,
+        limit: usize,
+        by: Option<Now>,
+    ) -> Result<Reply, CallError> {
         let origin = origin(url).ok_or(CallError::Request)?;
-        let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync();
+        let body = InTime { body: Full::new(Bytes::from(body)), by }.boxed_unsync();
         let request = request.body(body).map_err(|_| CallError::Request)?;
         let reply = tokio::time::timeout(DEADLINE, self.exchange(&origin, request, limit));
         reply.await.map_err(|_| CallError::Timeout)?
@@ -97,6 +110,33 @@ impl Calls {
             body.extend_from_slice(data);
         }
         Ok(Reply { status: head.status, headers: head.headers, body })
+    }
+}
+
+/// A body that goes out in time or not at all. It is asked for when the connection is there: that is as late as it can be
+/// looked.
+struct InTime {
+    body: Full<Bytes>,
+    by: Option<Now>,
+}
+
+impl Body for InTime {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.by.is_some_and(|by| by.is_past(Clock::system().now())) {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        }
+        Pin::new(&mut self.body).poll_frame(context).map_err(|never| match never {})
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -130,6 +170,9 @@ pub enum CallError {
     /// More than 20 s.
     #[error("the authorization server took longer than {} s", DEADLINE.as_secs())]
     Timeout,
+    /// It would have been sent too late, and was not.
+    #[error("it took too long to reach the authorization server; nothing was sent")]
+    Late,
     /// The connection broke.
     #[error("the authorization server's answer broke off")]
     Broken,
@@ -149,10 +192,9 @@ impl From<UpstreamError> for CallError {
             | UpstreamError::TlsTimeout(_)
             | UpstreamError::Tls(_)
             | UpstreamError::Loop => CallError::Connect(error.to_string()),
-            UpstreamError::Unprocessed
-            | UpstreamError::RequestBody
-            | UpstreamError::Closed
-            | UpstreamError::Protocol(_) => CallError::Broken,
+            // There is no other way for a body of ours to break off.
+            UpstreamError::RequestBody => CallError::Late,
+            UpstreamError::Unprocessed | UpstreamError::Closed | UpstreamError::Protocol(_) => CallError::Broken,
         }
     }
 }
@@ -191,6 +233,15 @@ mod tests {
         Calls::new(Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default()).unwrap())
     }
 
+    fn token_request(at: SocketAddr) -> TokenRequest {
+        TokenRequest {
+            url: url(&format!("http://{at}/token")),
+            authorization: None,
+            format: TokenRequestFormat::Form,
+            body: Secret::new("client_secret=x"),
+        }
+    }
+
     fn url(text: &str) -> Url {
         text.parse().unwrap()
     }
@@ -199,14 +250,25 @@ mod tests {
     async fn a_redirect_is_an_answer_and_is_not_followed() {
         // C20: the secret would go wherever the answer points to.
         let (at, _) = server("HTTP/1.1 307 x\r\nlocation: http://evil.test/\r\ncontent-length: 0\r\n\r\n".into()).await;
-        let request = TokenRequest {
-            url: url(&format!("http://{at}/token")),
-            authorization: None,
-            format: TokenRequestFormat::Form,
-            body: Secret::new("client_secret=x"),
-        };
-        let reply = calls(&[]).post(&request, 100).await.unwrap();
+        let reply = calls(&[]).post(&token_request(at), 100, None).await.unwrap();
         assert_eq!(reply.status, 307);
+    }
+
+    #[tokio::test]
+    async fn a_grant_does_not_go_out_after_its_time() {
+        // TOK-031: the process may have stood still between the lease and the connection.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = token_request(listener.local_addr().unwrap());
+        let received = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            String::from_utf8(received).unwrap()
+        });
+        let a_moment_ago = Clock::system().now();
+        let late = calls(&[]).post(&request, 100, Some(a_moment_ago)).await;
+        assert_eq!(late.err(), Some(CallError::Late));
+        assert!(!received.await.unwrap().contains("client_secret"));
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
+use crate::clock::Now;
 use crate::oauth::grant::TokenRequest;
 use crate::secret::Secret;
 use crate::tokens::{Bearer, Servers};
@@ -189,7 +190,7 @@ impl Server {
 }
 
 impl Servers for Server {
-    fn post(&self, request: TokenRequest) -> BoxFuture<'_, Result<Reply, CallError>> {
+    fn post(&self, request: TokenRequest, _: Option<Now>) -> BoxFuture<'_, Result<Reply, CallError>> {
         async move {
             let host = request.url.host_str().unwrap().to_owned();
             let fields: HashMap<_, _> = form_urlencoded::parse(request.body.expose().as_bytes()).into_owned().collect();
