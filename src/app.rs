@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
+use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
 use crate::ca::files::CaFiles;
@@ -37,6 +39,9 @@ use crate::web::{self, Guard};
 
 /// The name of the local CA in the store.
 const KEPT_CA: &str = "ca";
+/// How long a sidecar waits at its start for a store that is away, and how soon it asks again.
+const STORE_WAIT: Duration = Duration::from_secs(15);
+const STORE_AGAIN: Duration = Duration::from_millis(500);
 
 /// What the settings do not say.
 pub struct Options {
@@ -103,11 +108,11 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let places: Vec<Place> = listeners.iter().map(|(listener, _)| listener.place().clone()).collect();
 
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
-    let store = open_store(settings, true).await?;
+    let store = await_store(settings).await?;
     let routes = Routes::new(settings.routes.iter().cloned());
     let (ca, ca_files) = match authority {
         Authority::Kept => {
-            let ca = kept_ca(&store, routes.hosts(), clock.now().wall).await?;
+            let ca = kept_ca(&store, &ca_name(settings), routes.hosts(), clock.now().wall).await?;
             (ca, CaFiles::within(&settings.ca_path))
         }
         Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder)),
@@ -278,7 +283,28 @@ pub async fn open_store(settings: &Settings, create: bool) -> Result<Store, AppE
     } else {
         Keyring::from_secrets(&settings.store_keys)?
     };
-    Ok(Store::open(&settings.store_path, keys, create).await?)
+    let Some(server) = &settings.store_url else {
+        return Ok(Store::open(&settings.store_path, keys, create).await?);
+    };
+    let tls = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?.client_config(&[])?;
+    Ok(Store::connect(server, tls, keys, create).await?)
+}
+
+/// As [`open_store`], for a sidecar: its server may be starting up beside it.
+async fn await_store(settings: &Settings) -> Result<Store, AppError> {
+    let until = Instant::now() + STORE_WAIT;
+    let mut told = false;
+    loop {
+        match open_store(settings, true).await {
+            Err(AppError::Store(error @ StoreError::Away { .. })) if Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "the store is waited for");
+                }
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// The key file's key. It is made together with the store and never later: a store whose key is gone must not get
@@ -300,8 +326,8 @@ fn own_key(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
 
 /// The CA of the last run, or a new one where that cannot speak for all routed hosts. Of several who make one at the same
 /// moment, for the same hosts, all get the same.
-async fn kept_ca(store: &Store, hosts: &[HostPattern], now: SystemTime) -> Result<Ca, AppError> {
-    let mut kept = store.sealed(KEPT_CA).await?;
+async fn kept_ca(store: &Store, name: &str, hosts: &[HostPattern], now: SystemTime) -> Result<Ca, AppError> {
+    let mut kept = store.sealed(name).await?;
     loop {
         if let Some(kept) = &kept {
             match Ca::restore(kept, hosts, now)? {
@@ -319,8 +345,21 @@ async fn kept_ca(store: &Store, hosts: &[HostPattern], now: SystemTime) -> Resul
             }
         }
         let made = Ca::generate(hosts, now)?.export();
-        kept = Some(store.put_sealed(KEPT_CA, made, kept.as_ref()).await?);
+        kept = Some(store.put_sealed(name, made, kept.as_ref()).await?);
     }
+}
+
+/// Under which name the CA is kept. Of sidecars that share a store, those with the same hosts share a CA: one with others
+/// would replace it at each start.
+fn ca_name(settings: &Settings) -> String {
+    if settings.store_url.is_none() {
+        return KEPT_CA.to_owned();
+    }
+    let routes = Routes::new(settings.routes.iter().cloned());
+    let mut hosts: Vec<String> = routes.hosts().iter().map(ToString::to_string).collect();
+    hosts.sort();
+    let hosts = Sha256::digest(hosts.join("\n"));
+    format!("{KEPT_CA} {}", hosts.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// The CA of the last run, without making one.
@@ -329,7 +368,7 @@ async fn kept_ca(store: &Store, hosts: &[HostPattern], now: SystemTime) -> Resul
 /// When the store cannot be read, or holds none.
 pub async fn last_ca(settings: &Settings) -> Result<Ca, AppError> {
     let store = open_store(settings, false).await?;
-    let kept = store.sealed(KEPT_CA).await?.ok_or(AppError::NoCa)?;
+    let kept = store.sealed(&ca_name(settings)).await?.ok_or(AppError::NoCa)?;
     Ca::restore(&kept, &[], SystemTime::UNIX_EPOCH)?.map_err(|_| AppError::NoCa)
 }
 

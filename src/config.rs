@@ -33,6 +33,7 @@ use crate::oauth::Provider;
 use crate::proxy::caller::{Agent, Entrance};
 use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
+use crate::store::postgres::ServerUrl;
 use crate::upstream::Proxies;
 
 /// What `proxy.yaml` says, ready to be used.
@@ -66,6 +67,8 @@ pub struct Settings {
     pub ca_path: PathBuf,
     /// The directory of the embedded store.
     pub store_path: PathBuf,
+    /// The shared store, which takes the place of the embedded one.
+    pub store_url: Option<ServerUrl>,
     /// Keys of 32 bytes as standard base64: the first seals, all open. When there are none, one is kept in `key_path`.
     pub store_keys: Vec<Secret>,
     /// The file of the key that is made when `store_keys` is empty; it may be empty itself when that is not.

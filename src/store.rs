@@ -7,6 +7,7 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod key;
+pub mod postgres;
 mod record;
 mod seal;
 mod sqlite;
@@ -23,11 +24,13 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use rustls::ClientConfig;
 use tempfile::TempPath;
 use tokio::time::Instant;
 
 use self::engine::{Changes, Engine, FlowRecord, Held, Intended, Names, Owner};
 use self::key::Keyring;
+use self::postgres::{Postgres, ServerUrl};
 use self::record::{KEY_CHECK, Sealer, flow_place, from_milliseconds, hex, own_place, to_milliseconds};
 use self::sqlite::Sqlite;
 use crate::names::{ProviderName, Subject};
@@ -221,6 +224,23 @@ impl Store {
         let sealer = Sealer { keys, at: sqlite::file(path).display().to_string() };
         let check = sealer.seal(KEY_CHECK, &Secret::new(CHECKED))?;
         let engine = Sqlite::open(path.to_owned(), create.then_some(check)).await?;
+        Store::over(Arc::new(engine), sealer.keys).await
+    }
+
+    /// Connects to the shared store; makes its tables only when `create` is set and there are none at all. Servers are
+    /// verified as `tls` says.
+    ///
+    /// # Errors
+    /// When it cannot be reached, does not let us in, has no tables, or is sealed with other keys.
+    pub async fn connect(
+        server: &ServerUrl,
+        tls: ClientConfig,
+        keys: Keyring,
+        create: bool,
+    ) -> Result<Store, StoreError> {
+        let sealer = Sealer { keys, at: server.to_string() };
+        let check = sealer.seal(KEY_CHECK, &Secret::new(CHECKED))?;
+        let engine = Postgres::open(server, tls, create.then_some(check)).await?;
         Store::over(Arc::new(engine), sealer.keys).await
     }
 

@@ -5,6 +5,7 @@ mod listen;
 mod provider;
 mod proxies;
 mod route;
+mod store;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -36,6 +37,8 @@ impl Check<'_> {
         let top = self.document.top();
         let store = file.store.unwrap_or_default();
         let store_path = self.store_path(&top.key("store"), &store);
+        let resolve = self.resolve(&top.key("resolve"), file.resolve);
+        let store_url = self.store_url(&top.key("store"), &store, &resolve);
         let store_keys = self.store_keys(&top.key("store").key("keys"), store.keys);
         let hosts = hosts(&file.providers);
         let agents = self.agents(&top, file.agents);
@@ -50,14 +53,15 @@ impl Check<'_> {
             return_to: self.return_to(&top.key("return_to"), file.return_to.unwrap_or_default()),
             agents,
             extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
-            resolve: self.resolve(&top.key("resolve"), file.resolve),
+            resolve,
             proxies: self.proxies(&top, file.upstream_proxy, file.no_proxy, &own),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
             limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
-            ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path),
+            ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path, store_url.is_some()),
             key_path: self.key_path(&top.key("store"), &store_keys),
             store_path,
+            store_url,
             store_keys,
             providers: self.providers(&top.key("providers"), file.providers),
             routes: self.routes(&top, file.routes.unwrap_or_default(), &hosts),
@@ -99,8 +103,12 @@ impl Check<'_> {
         spot.items().zip(files).filter_map(|(spot, file)| self.path(&spot, &file)).collect()
     }
 
-    fn ca_path(&mut self, spot: &Spot<'_>, ca: Option<Ca>, store_path: &Path) -> PathBuf {
+    fn ca_path(&mut self, spot: &Spot<'_>, ca: Option<Ca>, store_path: &Path, shared: bool) -> PathBuf {
         let written = ca.and_then(|ca| ca.path).and_then(|path| self.path(spot, &path));
+        if written.is_none() && shared && store_path == Path::new("") && !spot.is_broken() {
+            let what = "there is no home directory to keep `ca.pem` in: neither `XDG_DATA_HOME` nor `HOME` is set";
+            self.refuse(spot, what, "set `ca.path`");
+        }
         written.unwrap_or_else(|| store_path.join("ca"))
     }
 
@@ -110,7 +118,8 @@ impl Check<'_> {
             return self.path(&spot, path).unwrap_or_default();
         }
         let path = self.in_home("XDG_DATA_HOME", ".local/share").map(|base| base.join("sidebearer"));
-        if path.is_none() && !spot.is_given() && !store.is_broken() {
+        let needed = !spot.is_given() && !store.key("url").is_given();
+        if path.is_none() && needed && !store.is_broken() {
             let what = "there is no home directory to keep the store in: neither `XDG_DATA_HOME` nor `HOME` is set";
             self.refuse(&spot, what, "set `store.path`");
         }

@@ -43,7 +43,7 @@ pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>)
 /// Whether what stands there is for nobody else to see.
 fn is_secret(path: &str) -> bool {
     let agents = path.starts_with("agents[") && path.ends_with(".secret");
-    matches!(path, "admin_token" | "upstream_proxy")
+    matches!(path, "admin_token" | "upstream_proxy" | "store.url" | "store.password")
         || agents
         || path.starts_with("store.keys")
         || path.ends_with(".client_secret")

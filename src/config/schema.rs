@@ -181,6 +181,11 @@ pub(super) struct Ca {
 pub(super) struct Store {
     /// The directory of the embedded store; `~/.local/share/sidebearer` when left out.
     pub path: Option<Parsed<FilePath>>,
+    /// A PostgreSQL database that many sidecars share, in place of the embedded store:
+    /// `postgres://user@host:5432/database`. Its server is verified by name; `sslmode=disable` is for one on this machine.
+    pub url: Option<Parsed<Secret>>,
+    /// The password for it, if it is not in the URL.
+    pub password: Option<Parsed<Secret>>,
     /// Keys of 32 bytes as base64: the first seals, all open. One is made when there are none.
     pub keys: Option<Vec<Parsed<StoreKey>>>,
 }

@@ -621,6 +621,32 @@ fn a_route_does_one_thing_and_covers_something() {
 }
 
 #[test]
+fn a_shared_store_has_a_url_and_the_keys_of_all_who_share_it() {
+    let store = |lines: &str| format!("store: {{{lines}}}\nresolve: {{'db.test:5432': 127.0.0.1:7777}}\n");
+    let shared = settings(&store("url: postgres://me@db.test/x, password: '${KEY}', keys: ['${KEY}']"));
+    assert_eq!(shared.store_url.unwrap().to_string(), "postgres://db.test:5432/x");
+    assert_eq!(shared.secret_variables, ["KEY", "KEY"]);
+    for (lines, what) in [
+        ("url: postgres://me@db.test/x", "store.url: sidecars that share a store need the same key, and none is given"),
+        ("url: postgres://me@db.test/x, keys: ['${KEY}'], path: /s", "store.url: the store is in two places"),
+        (
+            "url: mysql://me:canary@db/x, keys: ['${KEY}']",
+            "store.url: not a URL of a PostgreSQL server: it begins with",
+        ),
+        (
+            "url: 'postgres://me@db.test/x?sslmode=prefer', keys: ['${KEY}']",
+            "store.url: `sslmode=prefer` would let others",
+        ),
+        ("password: canary", "store.password: the embedded store has no password"),
+    ] {
+        let told = mistakes(&store(lines));
+        assert!(told.contains(what) && !told.contains("canary"), "{told}");
+    }
+    let told = settings(&store("url: postgres://me:pw@db.test/x, keys: ['${KEY}']")).warnings;
+    assert!(told.iter().any(|told| told.contains("store.url: the secret is in the file")), "{told:?}");
+}
+
+#[test]
 fn a_key_of_the_store_is_32_bytes_however_it_is_written() {
     let keys = |key: &str| parse("proxy.yaml", &format!("store: {{keys: ['{key}']}}"), &environment);
     let kept = |key: &str| keys(key).map(|settings| settings.store_keys[0].expose().to_owned()).unwrap();

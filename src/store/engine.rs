@@ -128,7 +128,6 @@ pub(super) enum Intended {
     /// The grant has another generation, or is gone.
     Moved,
     /// The lease has gone to another one, or its time has passed.
-    #[expect(dead_code, reason = "the embedded engine's leases end with their process only")]
     LeaseLost,
 }
 

@@ -143,7 +143,7 @@ impl StoreError {
     pub fn hint(&self) -> String {
         match self {
             StoreError::Missing { log_left: false, .. } => {
-                "`sidebearer run`, `connect` and `import` make one; if there should be one, check `store.path`".into()
+                "`sidebearer run`, `connect` and `import` make one; if there should be one, check `store` in `proxy.yaml`".into()
             }
             StoreError::Missing { at, .. } => {
                 format!("put `{}` back from a backup, or move its `-wal` away to start anew", at)

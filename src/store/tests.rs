@@ -454,7 +454,8 @@ async fn a_store_that_is_not_there_is_not_made_unasked() {
         let error = Store::open(&path, keys(1), false).await.err().unwrap();
         let file = path.join("sidebearer.db");
         assert_eq!(error.to_string(), format!("there is no store at `{}`", file.display()));
-        let hint = "`sidebearer run`, `connect` and `import` make one; if there should be one, check `store.path`";
+        let hint =
+            "`sidebearer run`, `connect` and `import` make one; if there should be one, check `store` in `proxy.yaml`";
         assert_eq!(error.hint(), hint);
     }
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -1,0 +1,200 @@
+//! What other sidecars change: told by `NOTIFY`, and looked for where nothing can be told.
+//!
+//! A connection of its own listens. It also tells itself something now and then, and believes in the silence of others only
+//! as long as it hears that: behind a pooler that hands connections around, a `LISTEN` is taken and nothing ever comes.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
+use tokio_postgres::{AsyncMessage, Client, Notification};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::super::engine::{Change, Changes, Names, Result};
+use super::{DEADLINE, Postgres};
+
+/// Begins to listen.
+pub(super) fn listen(postgres: Postgres) -> Told {
+    let news = Arc::new(News::default());
+    let listening = tokio::spawn(go_on_listening(postgres, news.clone()));
+    Told { news, _listening: AbortOnDropHandle::new(listening) }
+}
+
+/// What a notification says: from whom it is, and of which grant.
+pub(super) fn news(origin: &str, names: &Names) -> String {
+    serde_json::json!([origin, names.provider.as_str(), names.subject.as_str()]).to_string()
+}
+
+/// What was told and not asked for yet.
+pub(super) struct Told {
+    news: Arc<News>,
+    _listening: AbortOnDropHandle<()>,
+}
+
+#[async_trait]
+impl Changes for Told {
+    async fn next(&mut self) -> Change {
+        loop {
+            if let Some(change) = self.news.take() {
+                return change;
+            }
+            self.news.more.notified().await;
+        }
+    }
+}
+
+/// Each change once, however often it is told before somebody asks.
+#[derive(Default)]
+struct News {
+    waiting: Mutex<Waiting>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    anything: bool,
+    of: HashSet<Names>,
+}
+
+impl News {
+    fn add(&self, change: Option<Names>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        match change {
+            Some(names) if waiting.of.len() < KEPT_APART => drop(waiting.of.insert(names)),
+            _ => waiting.anything = true,
+        }
+        drop(waiting);
+        self.more.notify_one();
+    }
+
+    fn take(&self) -> Option<Change> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut waiting.anything) {
+            waiting.of.clear();
+            return Some(Change::Anything);
+        }
+        let names = waiting.of.iter().next()?.clone();
+        waiting.of.remove(&names);
+        Some(Change::Of(names.provider, names.subject))
+    }
+}
+
+async fn go_on_listening(postgres: Postgres, news: Arc<News>) {
+    loop {
+        if let Err(error) = hear(&postgres, &news).await {
+            tracing::debug!(%error, "changes to the store cannot be heard of, and are looked for");
+        }
+        news.add(None);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Listens for as long as the connection lives.
+async fn hear(postgres: &Postgres, news: &News) -> Result<()> {
+    let inner = &postgres.inner;
+    let connecting = tokio::time::timeout(DEADLINE, inner.config.connect(inner.tls.clone()));
+    let connected = connecting.await.map_err(|_| postgres.away("no connection in time".into()))?;
+    let (client, mut connection) = connected.map_err(|error| postgres.failed(&error))?;
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let driving = tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(notification) = message
+                && sender.send(notification).is_err()
+            {
+                return;
+            }
+        }
+    });
+    let _driving = AbortOnDropHandle::new(driving);
+    let own = format!("sidebearer_{}", inner.origin);
+    ask(postgres, client.batch_execute(&format!("LISTEN sidebearer; LISTEN {own}"))).await?;
+
+    let mut line = Line { last: None, since: Instant::now() };
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    for count in 0_u32.. {
+        // Whatever is told meanwhile waits in the channel.
+        while let Ok(notification) = heard.try_recv() {
+            line.hears(&inner.origin, &own, &notification, news);
+        }
+        tokio::select! {
+            notification = heard.recv() => {
+                let Some(notification) = notification else { break };
+                line.hears(&inner.origin, &own, &notification, news);
+                continue;
+            }
+            _ = tick.tick() => {}
+        }
+        if count.is_multiple_of(TICKS_BETWEEN_SIGNS) {
+            ask(postgres, sign(&client, &own)).await?;
+        }
+        if line.is_dead() {
+            return Err(postgres.away("nothing is heard any more".into()));
+        }
+        if line.is_silent() {
+            news.add(None);
+        }
+    }
+    Err(postgres.away("the connection has ended".into()))
+}
+
+/// A sign to ourselves.
+async fn sign(client: &Client, own: &str) -> std::result::Result<(), tokio_postgres::Error> {
+    client.query_typed("SELECT pg_notify($1, '')", &[(&own, Type::TEXT)]).await.map(|_| ())
+}
+
+async fn ask<T>(
+    postgres: &Postgres,
+    work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(SIGN_WITHIN, work).await {
+        Ok(done) => done.map_err(|error| postgres.failed(&error)),
+        Err(_) => Err(postgres.away("no answer in time".into())),
+    }
+}
+
+/// Whether something is heard on a connection.
+struct Line {
+    last: Option<Instant>,
+    since: Instant,
+}
+
+impl Line {
+    fn hears(&mut self, origin: &str, own: &str, notification: &Notification, news: &News) {
+        if self.is_silent() {
+            // What was told before could not be heard.
+            news.add(None);
+        }
+        self.last = Some(Instant::now());
+        if notification.channel() == own {
+            return;
+        }
+        match serde_json::from_str::<(String, String, String)>(notification.payload()) {
+            Ok((from, ..)) if from == origin => {}
+            Ok((_, provider, subject)) => news.add(Names::parse(&provider, &subject)),
+            Err(_) => news.add(None),
+        }
+    }
+
+    /// Nothing has been heard for so long that one has to look.
+    fn is_silent(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() > SIGN_WITHIN * 2)
+    }
+
+    /// It was heard once, and is no more.
+    fn is_dead(&self) -> bool {
+        self.last.is_some() && self.is_silent() && self.since.elapsed() > DEADLINE
+    }
+}
+
+/// How often it is looked for changes while nothing can be heard.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Every 2 s.
+const TICKS_BETWEEN_SIGNS: u32 = 4;
+const SIGN_WITHIN: Duration = Duration::from_secs(2);
+/// Beyond this many grants it is looked at all of them.
+const KEPT_APART: usize = 1000;
