@@ -2,6 +2,8 @@
 //!
 //! This handle knows names, rows and keys; the engines beneath it keep what is sealed.
 
+#[cfg(test)]
+mod contract;
 mod engine;
 mod error;
 #[cfg(fuzzing)]

@@ -555,7 +555,9 @@ const INTEND: &str = "WITH held AS (UPDATE sidebearer.leases
         WHERE provider = $1 AND subject = $2 AND generation = $5 AND EXISTS (SELECT FROM held) RETURNING 1)
     SELECT (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM written) AS written";
 
-const PUT_FLOW: &str = "WITH ended AS (DELETE FROM sidebearer.flows WHERE expires_at <= $6 OR id IN (
-            SELECT id FROM sidebearer.flows WHERE provider = $4 AND subject = $5 ORDER BY expires_at DESC OFFSET $7)
-        OR id IN (SELECT id FROM sidebearer.flows ORDER BY expires_at DESC OFFSET $8))
+const PUT_FLOW: &str = "WITH beyond AS (SELECT id FROM sidebearer.flows
+        WHERE expires_at > $6 AND provider = $4 AND subject = $5 ORDER BY expires_at DESC OFFSET $7),
+    kept AS (SELECT id FROM sidebearer.flows
+        WHERE expires_at > $6 AND id NOT IN (SELECT id FROM beyond) ORDER BY expires_at DESC LIMIT $8),
+    ended AS (DELETE FROM sidebearer.flows WHERE id NOT IN (SELECT id FROM kept))
     INSERT INTO sidebearer.flows (id, content, expires_at, taken, provider, subject) VALUES ($1, $2, $3, 0, $4, $5)";

@@ -15,23 +15,23 @@ use tempfile::TempDir;
 use super::*;
 use crate::names::UserName;
 
-fn keys(seed: u8) -> Keyring {
+pub(super) fn keys(seed: u8) -> Keyring {
     Keyring::from_secrets(&[Secret::new(BASE64_STANDARD.encode([seed; 32]))]).unwrap()
 }
 
-fn github() -> ProviderName {
+pub(super) fn github() -> ProviderName {
     "github".parse().unwrap()
 }
 
-fn user(name: &str) -> Subject {
+pub(super) fn user(name: &str) -> Subject {
     Subject::User(name.parse().unwrap())
 }
 
-fn at(seconds: u64) -> SystemTime {
+pub(super) fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn row(name: &str, generation: u64) -> Row {
+pub(super) fn row(name: &str, generation: u64) -> Row {
     Row {
         provider: github(),
         subject: user(name),
@@ -76,70 +76,6 @@ async fn refused(directory: &TempDir) -> StoreError {
 }
 
 #[tokio::test]
-async fn what_is_put_comes_back_whole() {
-    let directory = tempfile::tempdir().unwrap();
-    let bare = Row {
-        subject: Subject::Client,
-        target: Target::default(),
-        refresh_token: None,
-        access: None,
-        granted_scopes: None,
-        further_scopes: Vec::new(),
-        state: State::Connected,
-        intent: None,
-        renewed_at: None,
-        stored_at: SystemTime::UNIX_EPOCH - Duration::from_millis(1),
-        ..row("alice", 0)
-    };
-    let full = Row { state: State::FixConfiguration { reason: "invalid_client".into() }, ..row("alice", 1) };
-    let store = create(&directory).await;
-    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), None);
-    for row in [&full, &bare] {
-        assert_eq!(store.put(row.clone(), None).await.unwrap(), Put::Done);
-    }
-    drop(store);
-    let store = Store::open(directory.path(), keys(1), false).await.unwrap();
-    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), Some(full.clone()));
-    let listed: Vec<Row> = store.grants().await.unwrap().into_iter().map(|(_, _, row)| row.unwrap()).collect();
-    assert_eq!(listed, [bare, full]);
-}
-
-#[tokio::test]
-async fn only_who_knows_the_generation_writes() {
-    // TOK-031, TOK-038
-    let directory = with_alice().await;
-    let store = create(&directory).await;
-    assert_eq!(store.put(row("alice", 2), Some(1)).await.unwrap(), Put::Done);
-    let stored = Put::Stale(Box::new(row("alice", 2)));
-    assert_eq!(store.put(row("alice", 9), Some(1)).await.unwrap(), stored);
-    assert_eq!(store.put(row("alice", 9), None).await.unwrap(), stored);
-    let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
-    assert_eq!(removed.refresh_token, row("alice", 2).refresh_token);
-    assert_eq!(removed.access_token, row("alice", 2).access.map(|access| access.token));
-    assert_eq!(store.remove(&github(), &user("alice")).await.unwrap(), None);
-    assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
-    assert_eq!(store.grants().await.unwrap().len(), 0);
-}
-
-#[tokio::test]
-async fn no_grant_has_the_generation_of_one_before_it() {
-    // TOK-038
-    let directory = with_alice().await;
-    let store = create(&directory).await;
-    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
-    store.remove(&github(), &user("alice")).await.unwrap().unwrap();
-    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 3);
-    assert_eq!(store.replace(row("bob", 9)).await.unwrap(), 1);
-    // What a renewal of the removed grant brings is not written over the new one.
-    let late = store.put(row("alice", 3), Some(2)).await.unwrap();
-    assert!(matches!(late, Put::Stale(newer) if newer.generation == 3));
-    let asked = ["alice", "bob", "nobody"].map(|name| (github(), user(name)));
-    let generations = store.generations(asked).await.unwrap();
-    assert_eq!(generations.len(), 2);
-    assert_eq!(generations[&(github(), user("alice"))], 3);
-}
-
-#[tokio::test]
 async fn a_grant_that_does_not_open_can_be_removed_and_replaced() {
     let directory = with_alice().await;
     sqlite(&directory, "UPDATE grants SET refresh_token = x'01'");
@@ -151,50 +87,14 @@ async fn a_grant_that_does_not_open_can_be_removed_and_replaced() {
     assert!(store.grant(&github(), &user("alice")).await.unwrap().is_some());
 }
 
-const MOST: Most = Most { flows: 10, of_one: 3 };
+pub(super) const MOST: Most = Most { flows: 10, of_one: 3 };
 
-fn alices() -> (ProviderName, Subject) {
+pub(super) fn alices() -> (ProviderName, Subject) {
     (github(), user("alice"))
 }
 
-fn flow(name: u8, ends: u64) -> Flow {
+pub(super) fn flow(name: u8, ends: u64) -> Flow {
     Flow { id: [name; 32], content: Secret::new(format!("flow {name}")), expires_at: at(ends) }
-}
-
-#[tokio::test]
-async fn a_flow_is_taken_once() {
-    // OAU-001, OAU-006
-    let directory = tempfile::tempdir().unwrap();
-    let store = create(&directory).await;
-    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
-    let racing = (0..8).map(|_| store.take_flow([1; 32], at(1)));
-    let taken: Vec<_> = futures_util::future::join_all(racing).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Flow(flow(1, 600))).count(), 1);
-    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Again(flow(1, 600))).count(), 7);
-    assert_eq!(store.take_flow([2; 32], at(1)).await.unwrap(), Taken::No);
-    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::Expired);
-    // The next one sweeps it out.
-    store.put_flow(flow(3, 1200), alices(), MOST, at(600)).await.unwrap();
-    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::No);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_many_processes_that_take_a_flow_one_gets_it() {
-    // OAU-001
-    let directory = tempfile::tempdir().unwrap();
-    for name in 0..4 {
-        create(&directory).await.put_flow(flow(name, 600), alices(), MOST, at(0)).await.unwrap();
-        let mut racing = Vec::new();
-        for _ in 0..6 {
-            let store = create(&directory).await;
-            racing.push(tokio::spawn(async move { store.take_flow([name; 32], at(1)).await }));
-        }
-        let mut got = 0;
-        for taken in racing {
-            got += usize::from(matches!(taken.await.unwrap().unwrap(), Taken::Flow(_)));
-        }
-        assert_eq!(got, 1);
-    }
 }
 
 #[tokio::test]
@@ -210,28 +110,6 @@ async fn a_state_is_not_in_the_store_and_neither_is_what_it_opens() {
     }
     sqlite(&directory, "UPDATE flows SET id = zeroblob(32)");
     assert_eq!(store.take_flow([0; 32], at(1)).await.unwrap_err().code(), "store_value_corrupt");
-}
-
-#[tokio::test]
-async fn so_many_flows_are_kept_and_no_more() {
-    // OAU-019
-    let directory = tempfile::tempdir().unwrap();
-    let store = create(&directory).await;
-    for name in 0..20 {
-        let whose = (github(), user(&format!("user-{name}")));
-        store.put_flow(flow(name, 600 + u64::from(name)), whose, MOST, at(0)).await.unwrap();
-    }
-    let kept = async |name| store.take_flow([name; 32], at(1)).await.unwrap() != Taken::No;
-    assert!(!kept(9).await && kept(10).await && kept(19).await);
-    // One user's make no room but their own.
-    for name in 20..40 {
-        store.put_flow(flow(name, 600 + u64::from(name)), alices(), MOST, at(0)).await.unwrap();
-    }
-    assert!(!kept(12).await && kept(13).await && kept(19).await);
-    assert!(!kept(36).await && kept(37).await && kept(39).await);
-    let elsewhere = ("slack".parse().unwrap(), user("alice"));
-    store.put_flow(flow(40, 700), elsewhere, MOST, at(0)).await.unwrap();
-    assert!(!kept(13).await && kept(14).await && kept(37).await && kept(40).await);
 }
 
 #[tokio::test]
@@ -378,32 +256,6 @@ async fn many_who_open_a_store_of_the_release_before_bring_it_up_to_date_once() 
     for opened in opening {
         opened.await.unwrap().unwrap();
     }
-}
-
-#[tokio::test]
-async fn an_intent_stays_until_the_row_is_written_or_marked() {
-    // C12
-    let directory = tempfile::tempdir().unwrap();
-    let store = create(&directory).await;
-    let clean = Row { intent: None, ..row("alice", 1) };
-    let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
-    let stored = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
-    let lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
-    store.put(clean.clone(), None).await.unwrap();
-    store.intend(&lease, 1, intent.clone()).await.unwrap();
-    assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
-    let state = State::Reauthorize { reason: "lost_rotation".into() };
-    store.mark(&github(), &user("alice"), 1, state.clone()).await.unwrap();
-    assert_eq!(stored().await, Row { state, ..clean.clone() });
-    store.intend(&lease, 1, intent.clone()).await.unwrap();
-    store.put(Row { generation: 2, ..clean.clone() }, Some(1)).await.unwrap();
-    assert_eq!(stored().await, Row { generation: 2, ..clean.clone() });
-
-    let late = store.intend(&lease, 1, intent).await.unwrap_err();
-    assert_eq!(late.to_string(), "the grant of user `alice` at `github` was changed in between");
-    let late = store.mark(&github(), &user("alice"), 1, State::Connected).await.unwrap_err();
-    assert_eq!(late.code(), "store_moved");
-    assert_eq!(stored().await, Row { generation: 2, ..clean });
 }
 
 #[tokio::test]
@@ -663,18 +515,6 @@ async fn a_secret_of_the_sidecar_is_kept_under_its_name() {
     assert_eq!(store.sealed("other").await.unwrap_err().code(), "store_value_corrupt");
 }
 
-#[tokio::test]
-async fn another_s_write_is_told_and_one_s_own_is_not() {
-    let directory = tempfile::tempdir().unwrap();
-    let (one, other) = (create(&directory).await, create(&directory).await);
-    let mut changes = one.watch().await;
-    one.put(row("bob", 1), None).await.unwrap();
-    let quiet = tokio::time::timeout(Duration::from_millis(1100), changes.next()).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    other.put(row("alice", 1), None).await.unwrap();
-    assert_eq!(changes.next().await, Change::Anything);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn many_who_open_a_new_store_at_once_get_the_same_one() {
     // TOK-029
@@ -696,39 +536,6 @@ async fn many_who_open_a_new_store_at_once_get_the_same_one() {
     assert_eq!(fs::metadata(directory.path().join("store")).unwrap().mode() & 0o777, 0o700);
     drop(store);
     assert_eq!(fs::read_dir(directory.path().join("store")).unwrap().count(), 2, "database and leases");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_many_writers_of_one_generation_one_wins() {
-    // TOK-029, TOK-030
-    let directory = with_alice().await;
-    for generation in 1..5 {
-        let mut writers = Vec::new();
-        for _ in 0..4 {
-            let store = create(&directory).await;
-            writers.push(tokio::spawn(async move { store.put(row("alice", generation + 1), Some(generation)).await }));
-        }
-        let mut done = 0;
-        for writer in writers {
-            done += usize::from(writer.await.unwrap().unwrap() == Put::Done);
-        }
-        assert_eq!(done, 1);
-    }
-}
-
-#[tokio::test]
-async fn a_lease_is_held_by_one_until_it_is_dropped() {
-    // C12, C19
-    let directory = tempfile::tempdir().unwrap();
-    let (one, other) = (create(&directory).await, create(&directory).await);
-    let lease = one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
-    assert!(other.lease(&github(), &user("alice"), Duration::from_millis(60)).await.unwrap().is_none());
-    assert!(one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
-    assert!(other.lease(&github(), &user("bob"), Duration::ZERO).await.unwrap().is_some());
-    let waiting = tokio::spawn(async move { other.lease(&github(), &user("alice"), Duration::from_secs(60)).await });
-    tokio::task::yield_now().await;
-    drop(lease);
-    assert!(waiting.await.unwrap().unwrap().is_some());
 }
 
 /// This test binary as another process, which does what [`other_process`] says until it is killed.

@@ -136,7 +136,7 @@ impl ServerUrl {
         self.config.get_password().is_some()
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(in crate::store) fn config(&self) -> Config {
         self.config.clone()
     }
 }

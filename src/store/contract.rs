@@ -1,0 +1,388 @@
+//! What every engine has to do alike, tried on each: what [`super::engine`] promises.
+//!
+//! The tests on PostgreSQL need a server, which `tests/run` has: `SIDEBEARER_TEST_POSTGRES` names it, as a user who may make
+//! databases.
+
+use std::collections::{HashMap, HashSet};
+
+use rustls::RootCertStore;
+use tempfile::TempDir;
+
+use super::postgres::ServerUrl;
+use super::tests::{MOST, alices, at, flow, github, keys, row, user};
+use super::*;
+
+/// A store of one of the engines, which several processes open.
+pub(super) enum Ground {
+    Embedded(TempDir),
+    Shared(ServerUrl),
+}
+
+macro_rules! on_every_engine {
+    ($($promise:ident,)*) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() {
+                super::$promise(&super::Ground::Embedded(tempfile::tempdir().unwrap())).await;
+            })*
+        }
+
+        mod shared {
+            $(#[tokio::test(flavor = "multi_thread")]
+            #[ignore = "needs a PostgreSQL server: tests/run has one"]
+            async fn $promise() {
+                super::$promise(&super::Ground::shared().await).await;
+            })*
+        }
+    };
+}
+
+on_every_engine! {
+    what_is_put_comes_back_whole,
+    only_who_knows_the_generation_writes,
+    no_grant_has_the_generation_of_one_before_it,
+    a_flow_is_taken_once,
+    of_many_processes_that_take_a_flow_one_gets_it,
+    so_many_flows_are_kept_and_no_more,
+    an_intent_stays_until_the_row_is_written_or_marked,
+    another_s_write_is_told_and_one_s_own_is_not,
+    of_many_writers_of_one_generation_one_wins,
+    a_lease_is_held_by_one_until_it_is_dropped,
+    no_generation_comes_back_whoever_removes_and_replaces_at_once,
+    a_long_name_is_told_of_too,
+    sidecars_that_start_at_once_share_what_the_first_has_made,
+}
+
+impl Ground {
+    /// In a database of its own.
+    async fn shared() -> Self {
+        let admin = std::env::var("SIDEBEARER_TEST_POSTGRES").expect("SIDEBEARER_TEST_POSTGRES is the URL of a server");
+        let name = tempfile::Builder::new().prefix("engine_").tempdir().unwrap();
+        let name = name.path().file_name().unwrap().to_str().unwrap().to_lowercase();
+        let (client, connection) = tokio_postgres::connect(&admin, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let (server, query) = admin.split_once('?').unwrap();
+        let (server, _) = server.rsplit_once('/').unwrap();
+        let url = Secret::new(format!("{server}/{name}?{query}"));
+        Ground::Shared(ServerUrl::parse(&url, None, &HashMap::new()).unwrap())
+    }
+
+    /// As another process opens it.
+    async fn store(&self) -> Store {
+        match self {
+            Ground::Embedded(directory) => Store::open(directory.path(), keys(1), true).await.unwrap(),
+            Ground::Shared(server) => Store::connect(server, no_tls(), keys(1), true).await.unwrap(),
+        }
+    }
+}
+
+fn no_tls() -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+}
+
+async fn what_is_put_comes_back_whole(ground: &Ground) {
+    let bare = Row {
+        subject: Subject::Client,
+        target: Target::default(),
+        refresh_token: None,
+        access: None,
+        granted_scopes: None,
+        further_scopes: Vec::new(),
+        state: State::Connected,
+        intent: None,
+        renewed_at: None,
+        stored_at: SystemTime::UNIX_EPOCH - Duration::from_millis(1),
+        ..row("alice", 0)
+    };
+    let full = Row { state: State::FixConfiguration { reason: "invalid_client".into() }, ..row("alice", 1) };
+    let store = ground.store().await;
+    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), None);
+    for row in [&full, &bare] {
+        assert_eq!(store.put(row.clone(), None).await.unwrap(), Put::Done);
+    }
+    drop(store);
+    let store = ground.store().await;
+    assert_eq!(store.grant(&github(), &user("alice")).await.unwrap(), Some(full.clone()));
+    let listed: Vec<Row> = store.grants().await.unwrap().into_iter().map(|(_, _, row)| row.unwrap()).collect();
+    assert_eq!(listed, [bare, full]);
+}
+
+async fn only_who_knows_the_generation_writes(ground: &Ground) {
+    // TOK-031, TOK-038
+    ground.store().await.put(row("alice", 1), None).await.unwrap();
+    let store = ground.store().await;
+    assert_eq!(store.put(row("alice", 2), Some(1)).await.unwrap(), Put::Done);
+    let stored = Put::Stale(Box::new(row("alice", 2)));
+    assert_eq!(store.put(row("alice", 9), Some(1)).await.unwrap(), stored);
+    assert_eq!(store.put(row("alice", 9), None).await.unwrap(), stored);
+    let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(removed.refresh_token, row("alice", 2).refresh_token);
+    assert_eq!(removed.access_token, row("alice", 2).access.map(|access| access.token));
+    assert_eq!(store.remove(&github(), &user("alice")).await.unwrap(), None);
+    assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
+    assert_eq!(store.grants().await.unwrap().len(), 0);
+}
+
+async fn no_grant_has_the_generation_of_one_before_it(ground: &Ground) {
+    // TOK-038
+    ground.store().await.put(row("alice", 1), None).await.unwrap();
+    let store = ground.store().await;
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 2);
+    store.remove(&github(), &user("alice")).await.unwrap().unwrap();
+    assert_eq!(store.replace(row("alice", 1)).await.unwrap(), 3);
+    assert_eq!(store.replace(row("bob", 9)).await.unwrap(), 1);
+    // What a renewal of the removed grant brings is not written over the new one.
+    let late = store.put(row("alice", 3), Some(2)).await.unwrap();
+    assert!(matches!(late, Put::Stale(newer) if newer.generation == 3));
+    let asked = ["alice", "bob", "nobody"].map(|name| (github(), user(name)));
+    let generations = store.generations(asked).await.unwrap();
+    assert_eq!(generations.len(), 2);
+    assert_eq!(generations[&(github(), user("alice"))], 3);
+}
+
+async fn a_flow_is_taken_once(ground: &Ground) {
+    // OAU-001, OAU-006
+    let store = ground.store().await;
+    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
+    let racing = (0..8).map(|_| store.take_flow([1; 32], at(1)));
+    let taken: Vec<_> = futures_util::future::join_all(racing).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Flow(flow(1, 600))).count(), 1);
+    assert_eq!(taken.iter().filter(|taken| **taken == Taken::Again(flow(1, 600))).count(), 7);
+    assert_eq!(store.take_flow([2; 32], at(1)).await.unwrap(), Taken::No);
+    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::Expired);
+    // The next one sweeps it out.
+    store.put_flow(flow(3, 1200), alices(), MOST, at(600)).await.unwrap();
+    assert_eq!(store.take_flow([1; 32], at(600)).await.unwrap(), Taken::No);
+}
+
+async fn of_many_processes_that_take_a_flow_one_gets_it(ground: &Ground) {
+    // OAU-001
+    for name in 0..4 {
+        ground.store().await.put_flow(flow(name, 600), alices(), MOST, at(0)).await.unwrap();
+        let mut racing = Vec::new();
+        for _ in 0..6 {
+            let store = ground.store().await;
+            racing.push(tokio::spawn(async move { store.take_flow([name; 32], at(1)).await }));
+        }
+        let mut got = 0;
+        for taken in racing {
+            got += usize::from(matches!(taken.await.unwrap().unwrap(), Taken::Flow(_)));
+        }
+        assert_eq!(got, 1);
+    }
+}
+
+async fn so_many_flows_are_kept_and_no_more(ground: &Ground) {
+    // OAU-019
+    let store = ground.store().await;
+    for name in 0..20 {
+        let whose = (github(), user(&format!("user-{name}")));
+        store.put_flow(flow(name, 600 + u64::from(name)), whose, MOST, at(0)).await.unwrap();
+    }
+    let kept = async |name| store.take_flow([name; 32], at(1)).await.unwrap() != Taken::No;
+    assert!(!kept(9).await && kept(10).await && kept(19).await);
+    // One user's make no room but their own.
+    for name in 20..40 {
+        store.put_flow(flow(name, 600 + u64::from(name)), alices(), MOST, at(0)).await.unwrap();
+    }
+    assert!(!kept(12).await && kept(13).await && kept(19).await);
+    assert!(!kept(36).await && kept(37).await && kept(39).await);
+    let elsewhere = ("slack".parse().unwrap(), user("alice"));
+    store.put_flow(flow(40, 700), elsewhere, MOST, at(0)).await.unwrap();
+    assert!(!kept(13).await && kept(14).await && kept(37).await && kept(40).await);
+}
+
+async fn an_intent_stays_until_the_row_is_written_or_marked(ground: &Ground) {
+    // C12
+    let store = ground.store().await;
+    let clean = Row { intent: None, ..row("alice", 1) };
+    let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
+    let stored = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
+    let lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+    store.put(clean.clone(), None).await.unwrap();
+    store.intend(&lease, 1, intent.clone()).await.unwrap();
+    assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
+    let state = State::Reauthorize { reason: "lost_rotation".into() };
+    store.mark(&github(), &user("alice"), 1, state.clone()).await.unwrap();
+    assert_eq!(stored().await, Row { state, ..clean.clone() });
+    store.intend(&lease, 1, intent.clone()).await.unwrap();
+    store.put(Row { generation: 2, ..clean.clone() }, Some(1)).await.unwrap();
+    assert_eq!(stored().await, Row { generation: 2, ..clean.clone() });
+
+    let late = store.intend(&lease, 1, intent).await.unwrap_err();
+    let told = late.to_string();
+    let moved = "the grant of user `alice` at `github` was changed in between";
+    // Where a lease is a row, it ends with what it was for.
+    assert!(told == moved || late.code() == "store_lease_lost", "{told}");
+    let late = store.mark(&github(), &user("alice"), 1, State::Connected).await.unwrap_err();
+    assert_eq!(late.code(), "store_moved");
+    assert_eq!(stored().await, Row { generation: 2, ..clean });
+}
+
+async fn another_s_write_is_told_and_one_s_own_is_not(ground: &Ground) {
+    let (one, other) = (ground.store().await, ground.store().await);
+    let mut changes = one.watch().await;
+    settled(&mut changes).await;
+    one.put(row("bob", 1), None).await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_millis(1100), changes.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    other.put(row("alice", 1), None).await.unwrap();
+    let told = changes.next().await;
+    assert!(told == Change::Anything || told == Change::Of(github(), user("alice")), "{told:?}");
+}
+
+async fn of_many_writers_of_one_generation_one_wins(ground: &Ground) {
+    // TOK-029, TOK-030
+    ground.store().await.put(row("alice", 1), None).await.unwrap();
+    for generation in 1..5 {
+        let mut writers = Vec::new();
+        for _ in 0..4 {
+            let store = ground.store().await;
+            writers.push(tokio::spawn(async move { store.put(row("alice", generation + 1), Some(generation)).await }));
+        }
+        let mut done = 0;
+        for writer in writers {
+            done += usize::from(writer.await.unwrap().unwrap() == Put::Done);
+        }
+        assert_eq!(done, 1);
+    }
+}
+
+async fn a_lease_is_held_by_one_until_it_is_dropped(ground: &Ground) {
+    // C12, C19
+    let (one, other) = (ground.store().await, ground.store().await);
+    let lease = one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+    assert!(other.lease(&github(), &user("alice"), Duration::from_millis(60)).await.unwrap().is_none());
+    assert!(one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
+    assert!(other.lease(&github(), &user("bob"), Duration::ZERO).await.unwrap().is_some());
+    let waiting = tokio::spawn(async move { other.lease(&github(), &user("alice"), Duration::from_secs(60)).await });
+    tokio::task::yield_now().await;
+    drop(lease);
+    assert!(waiting.await.unwrap().unwrap().is_some());
+}
+
+async fn no_generation_comes_back_whoever_removes_and_replaces_at_once(ground: &Ground) {
+    // TOK-038
+    let mut working = Vec::new();
+    for _ in 0..4 {
+        let store = ground.store().await;
+        working.push(tokio::spawn(async move {
+            let mut given = Vec::new();
+            for _ in 0..20 {
+                given.push(store.replace(row("alice", 1)).await.unwrap());
+                store.remove(&github(), &user("alice")).await.unwrap();
+            }
+            given
+        }));
+    }
+    let mut given = Vec::new();
+    for one in working {
+        given.extend(one.await.unwrap());
+    }
+    assert_eq!(given.iter().collect::<HashSet<_>>().len(), given.len(), "{given:?}");
+}
+
+async fn a_long_name_is_told_of_too(ground: &Ground) {
+    // TOK-042
+    let (one, other) = (ground.store().await, ground.store().await);
+    let long = "\"\\".repeat(512);
+    let mut changes = one.watch().await;
+    settled(&mut changes).await;
+    other.put(row(&long, 1), None).await.unwrap();
+    assert!(matches!(changes.next().await, Change::Anything | Change::Of(..)));
+    assert_eq!(one.grant(&github(), &user(&long)).await.unwrap(), Some(row(&long, 1)));
+}
+
+async fn sidecars_that_start_at_once_share_what_the_first_has_made(ground: &Ground) {
+    // TOK-029
+    let starting = (0..8).map(async |number| {
+        let store = ground.store().await;
+        store.put_sealed("ca", Secret::new(format!("CA {number}")), None).await.unwrap()
+    });
+    let kept = futures_util::future::join_all(starting).await;
+    assert!(kept.iter().all(|ca| *ca == kept[0]));
+}
+
+/// Tests of what only a lease with an end can show.
+mod ending {
+    use super::*;
+
+    async fn two() -> (Store, Store, tokio_postgres::Client) {
+        let Ground::Shared(server) = Ground::shared().await else { unreachable!() };
+        let ground = Ground::Shared(server.clone());
+        let (client, connection) = server.config().connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let stores = (ground.store().await, ground.store().await);
+        stores.0.put(Row { intent: None, ..row("alice", 1) }, None).await.unwrap();
+        (stores.0, stores.1, client)
+    }
+
+    async fn lease(store: &Store) -> Option<Lease> {
+        store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap()
+    }
+
+    /// The holder stands still for longer than its lease.
+    async fn time_passes(client: &tokio_postgres::Client) {
+        client.batch_execute("UPDATE sidebearer.leases SET expires_at = clock_timestamp()").await.unwrap();
+    }
+
+    fn intent() -> Intent {
+        Intent { refresh_token_hash: [3; 32], at: at(2000) }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a PostgreSQL server: tests/run has one"]
+    async fn who_let_its_lease_end_sends_nothing_and_gives_no_other_one_s_back() {
+        // TOK-031, C19
+        let (one, other, client) = two().await;
+        let late = lease(&one).await.unwrap();
+        assert!(!late.is_inherited());
+        assert!(lease(&other).await.is_none());
+        time_passes(&client).await;
+        let inherited = lease(&other).await.unwrap();
+        assert!(inherited.is_inherited(), "its holder may be alive");
+        assert_eq!(one.intend(&late, 1, intent()).await.unwrap_err().code(), "store_lease_lost");
+        assert!(!one.prolong(&late).await.unwrap());
+        drop(late);
+        other.intend(&inherited, 1, intent()).await.unwrap();
+        assert!(lease(&one).await.is_none(), "the late one gave back what it no longer had");
+        assert_eq!(one.grant(&github(), &user("alice")).await.unwrap().unwrap().intent, Some(intent()));
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a PostgreSQL server: tests/run has one"]
+    async fn a_lease_that_is_given_back_is_inherited_from_nobody_and_a_written_row_ends_it() {
+        // C12, C19
+        let (one, other, client) = two().await;
+        time_passes(&client).await;
+        drop(lease(&one).await.unwrap());
+        let given = other.lease(&github(), &user("alice"), Duration::from_secs(5)).await.unwrap().unwrap();
+        assert!(!given.is_inherited());
+        other.intend(&given, 1, intent()).await.unwrap();
+        other.put(row("alice", 2), Some(1)).await.unwrap();
+        assert!(!lease(&one).await.unwrap().is_inherited(), "it ended with the row, though its holder is still there");
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a PostgreSQL server: tests/run has one"]
+    async fn an_intent_prolongs_the_lease_until_an_answer_must_be_there() {
+        // C19
+        let (one, _, client) = two().await;
+        let held = lease(&one).await.unwrap();
+        let left = async || -> f64 {
+            let sql = "SELECT extract(epoch FROM expires_at - clock_timestamp())::float8 FROM sidebearer.leases";
+            client.query_one(sql, &[]).await.unwrap().get(0)
+        };
+        assert!((0.0..5.1).contains(&left().await));
+        one.intend(&held, 1, intent()).await.unwrap();
+        assert!((30.0..35.1).contains(&left().await));
+    }
+}
+
+/// Until a watcher has begun to hear: before that, it looks.
+async fn settled(changes: &mut Watch) {
+    while tokio::time::timeout(Duration::from_millis(1100), changes.next()).await.is_ok() {}
+}
