@@ -333,6 +333,14 @@ impl Store {
         Ok(found.map(|(names, generation)| ((names.provider, names.subject), generation)).collect())
     }
 
+    /// Whether it can be read now.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn is_there(&self) -> Result<(), StoreError> {
+        self.engine.key_check().await.map(|_| ())
+    }
+
     /// What others change from now on: other processes, and other [`Store::open`]s in this one.
     pub async fn watch(&self) -> Watch {
         Watch(self.engine.changes().await)

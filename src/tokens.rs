@@ -5,6 +5,7 @@
 //! before its access token is handed to anyone.
 
 mod grants;
+mod health;
 mod known;
 mod refresh;
 mod schedule;
@@ -38,6 +39,7 @@ use known::{Known, Turns};
 use slot::{Slot, State};
 
 pub use grants::{Authorizer, GrantError, Granted, Proof};
+pub use health::Trouble;
 pub use known::Revocation;
 
 /// All tokens. A clone shares them.

@@ -1,4 +1,4 @@
-//! The JSON API: lists connections, and disconnects. Its third call, which starts a consent, is the consent's own.
+//! The JSON API: lists connections, disconnects, and says how the sidecar fares. Another call, which starts a consent, is the consent's own.
 
 use std::time::SystemTime;
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{Admin, subject, told};
 use crate::connections::Connection;
 use crate::names::ProviderName;
+use crate::store::StoreError;
 use crate::tokens::Revocation;
 use crate::web::{json_response, problem, written};
 
@@ -21,6 +22,27 @@ pub(super) fn router() -> Router<Admin> {
         .route("/v1/connections", get(list))
         .route("/v1/connections/{provider}/{user}", delete(leave))
         .route("/v1/openapi.json", get(describe))
+        .route("/readyz", get(ready))
+}
+
+/// Ready as long as it is not stopping: what keeps tokens from being renewed is told in the body, and stops no traffic.
+async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.parts().drain.is_started() {
+        return json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "stopping" }));
+    }
+    let troubles = admin.parts().tokens.troubles().await;
+    let status = if troubles.is_empty() { "ok" } else { "degraded" };
+    let troubles = troubles.iter().map(|trouble| json!({ "code": trouble.code, "detail": trouble.detail }));
+    json_response(StatusCode::OK, &json!({ "status": status, "troubles": troubles.collect::<Vec<_>>() }))
+}
+
+/// What a store that fails is answered with.
+fn failed(error: &StoreError) -> Response {
+    let status = match error {
+        StoreError::Away { .. } | StoreError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    problem(status, error.code(), &error.to_string(), &error.hint())
 }
 
 async fn describe() -> Response {
@@ -34,7 +56,7 @@ async fn list(State(admin): State<Admin>) -> Response {
             let all: Vec<Value> = all.iter().map(|connection| to_json(&admin, connection, now)).collect();
             json_response(StatusCode::OK, &json!({ "connections": all }))
         }
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.code(), &error.to_string(), &error.hint()),
+        Err(error) => failed(&error),
     }
 }
 
@@ -72,6 +94,6 @@ async fn leave(State(admin): State<Admin>, Path((provider, user)): Path<(String,
             let revoked = revocation == Revocation::Done;
             json_response(StatusCode::OK, &json!({ "disconnected": true, "revoked": revoked, "why": why }))
         }
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.code(), &error.to_string(), &error.hint()),
+        Err(error) => failed(&error),
     }
 }

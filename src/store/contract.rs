@@ -15,7 +15,7 @@ use super::*;
 /// A store of one of the engines, which several processes open.
 pub(super) enum Ground {
     Embedded(TempDir),
-    Shared(ServerUrl),
+    Shared(Box<ServerUrl>),
 }
 
 macro_rules! on_every_engine {
@@ -65,7 +65,7 @@ impl Ground {
         let (server, query) = admin.split_once('?').unwrap();
         let (server, _) = server.rsplit_once('/').unwrap();
         let url = Secret::new(format!("{server}/{name}?{query}"));
-        Ground::Shared(ServerUrl::parse(&url, None, &HashMap::new()).unwrap())
+        Ground::Shared(Box::new(ServerUrl::parse(&url, None, &HashMap::new()).unwrap()))
     }
 
     /// As another process opens it.

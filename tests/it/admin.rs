@@ -354,3 +354,19 @@ async fn a_browser_that_does_not_finish_its_head_is_not_waited_for() {
     }
     assert_eq!(world.asks("GET", "/v1/connections", &[], "").await.status, 200);
 }
+
+#[tokio::test]
+async fn readiness_tells_what_is_wrong_and_stays_ready() {
+    // TOK-014
+    let world = Setup::consenting().start().await;
+    let ready = async || {
+        let reply = world.asks("GET", "/readyz", &[], "").await;
+        (reply.status, reply.json())
+    };
+    assert_eq!(ready().await, (200, json!({ "status": "ok", "troubles": [] })));
+    world.sql("ALTER TABLE meta RENAME TO gone");
+    let (status, told) = ready().await;
+    assert_eq!((status, &told["status"], &told["troubles"][0]["code"]), (200, &json!("degraded"), &json!("store_io")));
+    world.sql("ALTER TABLE gone RENAME TO meta");
+    assert_eq!(ready().await.1["status"], "ok");
+}

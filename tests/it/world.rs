@@ -460,6 +460,12 @@ impl World {
         seen.map(|seen| url::form_urlencoded::parse(&seen.body).into_owned().collect()).collect()
     }
 
+    /// Changes the store behind everybody's back.
+    pub fn sql(&self, sql: &str) {
+        let path = self.settings.store_path.join("sidebearer.db");
+        rusqlite::Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    }
+
     /// The store, as another process has it.
     pub async fn store_elsewhere(&self) -> Store {
         app::open_store(&self.settings, false).await.unwrap()

@@ -85,9 +85,12 @@ impl News {
 }
 
 async fn go_on_listening(postgres: Postgres, news: Arc<News>) {
+    let mut away = false;
     loop {
-        if let Err(error) = hear(&postgres, &news).await {
-            tracing::debug!(%error, "changes to the store cannot be heard of, and are looked for");
+        if let Err(error) = hear(&postgres, &news, &mut away).await
+            && !std::mem::replace(&mut away, true)
+        {
+            tracing::warn!(%error, "the store is away: valid tokens go on being used, and none is renewed");
         }
         news.add(None);
         tokio::time::sleep(LOOK_EVERY).await;
@@ -95,7 +98,7 @@ async fn go_on_listening(postgres: Postgres, news: Arc<News>) {
 }
 
 /// Listens for as long as the connection lives.
-async fn hear(postgres: &Postgres, news: &News) -> Result<()> {
+async fn hear(postgres: &Postgres, news: &News, away: &mut bool) -> Result<()> {
     let inner = &postgres.inner;
     let connecting = tokio::time::timeout(DEADLINE, inner.config.connect(inner.tls.clone()));
     let connected = connecting.await.map_err(|_| postgres.away("no connection in time".into()))?;
@@ -113,6 +116,10 @@ async fn hear(postgres: &Postgres, news: &News) -> Result<()> {
     let _driving = AbortOnDropHandle::new(driving);
     let own = format!("sidebearer_{}", inner.origin);
     ask(postgres, client.batch_execute(&format!("LISTEN sidebearer; LISTEN {own}"))).await?;
+
+    if std::mem::take(away) {
+        tracing::info!("the store can be reached again");
+    }
 
     let mut line = Line { last: None, since: Instant::now() };
     let mut tick = tokio::time::interval(LOOK_EVERY);

@@ -263,3 +263,29 @@ async fn with_the_store_down_a_valid_token_is_served_and_nothing_is_redeemed() {
     assert_eq!(world.request(&key).await, Got::Fine);
     assert_eq!(world.server.calls(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_can_be_asked_for_while_all_goes_on() {
+    // TOK-014, TOK-032, C13
+    let world = World::new().await;
+    let key = world.connect("alice").await;
+    let codes = async || world.tokens.troubles().await.iter().map(|trouble| trouble.code).collect::<Vec<_>>();
+    assert_eq!(codes().await, [""; 0]);
+    world.break_rows();
+    world.bearer(&key).await;
+    assert_eq!(codes().await, ["unsaved"]);
+    world.repair();
+    pass(10.0).await;
+    assert_eq!(codes().await, [""; 0]);
+    world.sql("ALTER TABLE meta RENAME TO gone");
+    assert_eq!(codes().await, ["store_io"]);
+    world.sql("ALTER TABLE gone RENAME TO meta");
+    let other = world.connect("bob").await;
+    world.server.book().acts.push_back(Act::Say(503, &[], ""));
+    world.tokens.bearer(&other).await.unwrap_err();
+    world.bearer_at_once(&key).await;
+    assert_eq!(codes().await, ["token_unavailable"]);
+    pass(61.0).await;
+    world.bearer(&other).await;
+    assert_eq!(codes().await, [""; 0]);
+}
