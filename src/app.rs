@@ -278,11 +278,10 @@ impl App {
 /// # Errors
 /// See [`StoreError`] and [`KeyError`]; without `create`, a store that is not there is one of them.
 pub async fn open_store(settings: &Settings, create: bool) -> Result<Store, AppError> {
-    let keys = if settings.store_keys.is_empty() {
-        own_key(settings, create)?
-    } else {
-        Keyring::from_secrets(&settings.store_keys)?
-    };
+    open_with(settings, keys(settings, create).await?, create).await
+}
+
+async fn open_with(settings: &Settings, keys: Keyring, create: bool) -> Result<Store, AppError> {
     let Some(server) = &settings.store_url else {
         return Ok(Store::open(&settings.store_path, keys, create).await?);
     };
@@ -292,10 +291,12 @@ pub async fn open_store(settings: &Settings, create: bool) -> Result<Store, AppE
 
 /// As [`open_store`], for a sidecar: its server may be starting up beside it.
 async fn await_store(settings: &Settings) -> Result<Store, AppError> {
+    // Once: a program that prints the keys may take its time.
+    let keys = keys(settings, true).await?;
     let until = Instant::now() + STORE_WAIT;
     let mut told = false;
     loop {
-        match open_store(settings, true).await {
+        match open_with(settings, keys.clone(), true).await {
             Err(AppError::Store(error @ StoreError::Away { .. })) if Instant::now() < until => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(%error, "the store is waited for");
@@ -304,6 +305,14 @@ async fn await_store(settings: &Settings) -> Result<Store, AppError> {
             }
             opened => return opened,
         }
+    }
+}
+
+async fn keys(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
+    match &settings.key_command {
+        Some(command) => Ok(Keyring::from_command(command).await?),
+        None if settings.store_keys.is_empty() => own_key(settings, create),
+        None => Ok(Keyring::from_secrets(&settings.store_keys)?),
     }
 }
 

@@ -33,6 +33,7 @@ use crate::oauth::Provider;
 use crate::proxy::caller::{Agent, Entrance};
 use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
+use crate::store::key::KeyCommand;
 use crate::store::postgres::ServerUrl;
 use crate::upstream::Proxies;
 
@@ -69,9 +70,12 @@ pub struct Settings {
     pub store_path: PathBuf,
     /// The shared store, which takes the place of the embedded one.
     pub store_url: Option<ServerUrl>,
-    /// Keys of 32 bytes as standard base64: the first seals, all open. When there are none, one is kept in `key_path`.
+    /// Keys of 32 bytes as standard base64: the first seals, all open. When there are none, and no `key_command`, one is
+    /// kept in `key_path`.
     pub store_keys: Vec<Secret>,
-    /// The file of the key that is made when `store_keys` is empty; it may be empty itself when that is not.
+    /// What prints the keys, instead of `store_keys`.
+    pub key_command: Option<KeyCommand>,
+    /// The file of the key that is made when no key is given; it may be empty itself when one is.
     pub key_path: PathBuf,
     /// In file order.
     pub providers: Vec<Arc<Provider>>,

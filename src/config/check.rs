@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::interpolate::Environment;
-use super::leaf::{FilePath, Parsed, RouteHost, Size, StoreKey};
+use super::leaf::{Argument, FilePath, Parsed, RouteHost, Size, StoreKey};
 use super::locate::{Document, Spot};
 use super::schema::{self, Ca, Entries, File, Store};
 use super::{Mistake, Settings};
 use crate::host::Authority;
 use crate::routes::Unmatched;
 use crate::secret::Secret;
+use crate::store::key::KeyCommand;
 
 /// What is known, and found, while a file is checked.
 pub(super) struct Check<'a> {
@@ -40,6 +41,7 @@ impl Check<'_> {
         let resolve = self.resolve(&top.key("resolve"), file.resolve);
         let store_url = self.store_url(&top.key("store"), &store, &resolve);
         let store_keys = self.store_keys(&top.key("store").key("keys"), store.keys);
+        let key_command = self.key_command(&top.key("store"), store.key_command);
         let hosts = hosts(&file.providers);
         let agents = self.agents(&top, file.agents);
         let listen = self.listen(&top, file.listen, &agents);
@@ -63,6 +65,7 @@ impl Check<'_> {
             store_path,
             store_url,
             store_keys,
+            key_command,
             providers: self.providers(&top.key("providers"), file.providers),
             routes: self.routes(&top, file.routes.unwrap_or_default(), &hosts),
             unmatched: match file.unmatched {
@@ -135,13 +138,37 @@ impl Check<'_> {
         secrets
     }
 
+    fn key_command(&mut self, store: &Spot<'_>, words: Option<Vec<Parsed<Argument>>>) -> Option<KeyCommand> {
+        let spot = store.key("key_command");
+        let words = words?;
+        if store.key("keys").is_given() {
+            let what = "the keys come from `store.keys` already";
+            self.refuse(&spot, what, "leave out `store.keys` or `store.key_command`");
+        }
+        let mut words = spot.items().zip(words.into_iter().map(|Parsed(Argument(word))| word));
+        let Some((place, program)) = words.next() else {
+            if !spot.has_broken_items() {
+                self.refuse(&spot, "an empty list runs nothing", "write a program and its arguments");
+            }
+            return None;
+        };
+        if program.expose().is_empty() || program.expose().contains(char::is_control) {
+            self.refuse(&place, "expected a program", "write its path, or its name if it is in `PATH`");
+        }
+        let words: Vec<_> = words.collect();
+        let hidden = words.iter().filter(|(place, _)| place.is_replaced()).map(|(_, word)| word.clone()).collect();
+        let arguments = words.into_iter().map(|(_, word)| word).collect();
+        Some(KeyCommand { program: program.expose().to_owned(), arguments, hidden })
+    }
+
     /// Where a key is made when none is given; it does not matter, and may be empty, when one is.
     fn key_path(&mut self, store: &Spot<'_>, keys: &[Secret]) -> PathBuf {
         let spot = store.key("keys");
         let path = self.in_home("XDG_CONFIG_HOME", ".config").map(|base| base.join("sidebearer/key"));
         // Without a home directory one mistake says it all, as long as it is made.
         let known = store.is_broken() || self.mistakes.iter().any(|mistake| mistake.place == "store.path");
-        let needed = keys.is_empty() && !(spot.is_broken() || spot.has_broken_items());
+        let needed =
+            keys.is_empty() && !(store.key("key_command").is_given() || spot.is_broken() || spot.has_broken_items());
         if path.is_none() && needed && !known {
             let what = "there is no home directory to make a key in: neither `XDG_CONFIG_HOME` nor `HOME` is set";
             self.refuse(&spot, what, "set `store.keys`");

@@ -28,7 +28,8 @@ pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>)
     let file = document.file.clone();
     let secrets = RefCell::new(Vec::new());
     let environment = &|path: &str, name: &str| {
-        if is_secret(path) {
+        // A path in the home directory is no secret, and no agent does without that.
+        if is_secret(path) && name != "HOME" {
             secrets.borrow_mut().push(name.to_owned());
         }
         environment(name)
@@ -46,6 +47,7 @@ fn is_secret(path: &str) -> bool {
     matches!(path, "admin_token" | "upstream_proxy" | "store.url" | "store.password")
         || agents
         || path.starts_with("store.keys")
+        || path.starts_with("store.key_command[") && path != "store.key_command[0]"
         || path.ends_with(".client_secret")
         || path.contains(".params.")
 }

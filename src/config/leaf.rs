@@ -264,6 +264,18 @@ impl Leaf for Parameter {
     }
 }
 
+/// A word of a command, which may be empty or have several lines.
+#[derive(Debug, Clone)]
+pub(super) struct Argument(pub Secret);
+
+impl Leaf for Argument {
+    const EXPECTED: &'static str = "a string";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        Ok(Self(Secret::new(text)))
+    }
+}
+
 /// A path in the file system, `~/` still as it is.
 #[derive(Debug, Clone)]
 pub(super) struct FilePath(pub String);

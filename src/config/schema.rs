@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
-    AdminAddress, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl, ProxyChoice,
-    Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
+    AdminAddress, Argument, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl,
+    ProxyChoice, Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
@@ -188,6 +188,8 @@ pub(super) struct Store {
     pub password: Option<Parsed<Secret>>,
     /// Keys of 32 bytes as base64: the first seals, all open. One is made when there are none.
     pub keys: Option<Vec<Parsed<StoreKey>>>,
+    /// Instead of `keys`: a program, with its arguments, that prints them as base64, one a line.
+    pub key_command: Option<Vec<Parsed<Argument>>>,
 }
 
 /// An authorization server, as one client sees it.

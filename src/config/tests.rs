@@ -663,6 +663,47 @@ fn a_key_of_the_store_is_32_bytes_however_it_is_written() {
 }
 
 #[test]
+fn the_store_s_keys_come_from_one_place() {
+    let command = |written: &str| parse("proxy.yaml", &format!("store: {{path: /s, {written}}}"), &environment);
+    let settings = command("key_command: ['${HOME}/keys', '--token=${SECRET}', '']").unwrap();
+    let expected = KeyCommand {
+        program: "/home/ada/keys".into(),
+        arguments: vec![Secret::new("--token=hunter2"), Secret::new("")],
+        hidden: vec![Secret::new("--token=hunter2")],
+    };
+    assert_eq!(settings.key_command, Some(expected));
+    // LEK-005: what the program is told, an agent under `exec` is not.
+    assert_eq!(settings.secret_variables, ["SECRET"]);
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    assert_eq!(command("key_command: [keys, '${HOME}/x']").unwrap().secret_variables, [""; 0]);
+    // No home directory is needed to keep a key in.
+    assert!(parse("proxy.yaml", "store: {path: /s, key_command: [keys]}", &|_| None).is_ok());
+    for (written, mistake) in [
+        (
+            "keys: ['${KEY}'], key_command: [keys]",
+            "37: store.key_command: the keys come from `store.keys` already\n\
+             hint: leave out `store.keys` or `store.key_command`",
+        ),
+        (
+            "key_command: []",
+            "19: store.key_command: an empty list runs nothing\nhint: write a program and its arguments",
+        ),
+        (
+            "key_command: ['', x]",
+            "33: store.key_command[0]: expected a program\nhint: write its path, or its name if it is in `PATH`",
+        ),
+        (
+            "key_command: keys",
+            "32: store.key_command: expected a list, found a string\nhint: put it in brackets, as in `[a, b]`",
+        ),
+    ] {
+        assert_eq!(command(written).unwrap_err().to_string(), format!("proxy.yaml:1:{mistake}"), "{written}");
+    }
+    let missing = command("key_command: ['${NOWHERE}']").unwrap_err();
+    assert_eq!(missing.mistakes.len(), 1, "{missing}");
+}
+
+#[test]
 fn one_authority_is_resolved_one_way() {
     assert!(mistakes("resolve: {a.test: 127.0.0.1:1}").contains("resolve.a.test: the port is missing"));
     assert!(mistakes("resolve: {'a.test:1': 127.0.0.1}").contains("resolve.a.test:1: expected an address and a port"));

@@ -1,5 +1,7 @@
 //! The keys that the store's secrets are sealed with.
 
+mod command;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,6 +15,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+pub use self::command::{KeyCommand, KeyCommandError};
 use crate::secret::Secret;
 
 /// The keys of `store.keys`: the first one seals, all of them open. Clones share them.
@@ -69,6 +72,14 @@ impl Keyring {
             }
             loaded => Ok((loaded?, false)),
         }
+    }
+
+    /// The keys that a command prints.
+    ///
+    /// # Errors
+    /// When it fails, takes too long, or prints something else.
+    pub async fn from_command(command: &KeyCommand) -> Result<Self, KeyError> {
+        Ok(Self(command.keys().await?.into()))
     }
 
     /// The keys' ids, in order.
@@ -142,6 +153,9 @@ pub enum KeyError {
         /// Why.
         error: io::Error,
     },
+    /// The command prints none.
+    #[error(transparent)]
+    Command(#[from] KeyCommandError),
 }
 
 impl KeyError {
@@ -152,6 +166,7 @@ impl KeyError {
             KeyError::Empty { .. } | KeyError::Garbled { .. } => "key_garbled",
             KeyError::Permissions { .. } => "key_permissions",
             KeyError::Io { .. } => "key_io",
+            KeyError::Command(error) => error.code(),
         }
     }
 
@@ -165,6 +180,7 @@ impl KeyError {
             }
             KeyError::Permissions { path, .. } => format!("let only its owner at it: `chmod 600 {}`", path.display()),
             KeyError::Io { path, .. } => format!("let this user read and write `{}`", super::parent(path).display()),
+            KeyError::Command(error) => error.hint(),
         }
     }
 }

@@ -122,6 +122,37 @@ async fn a_command_does_not_get_the_secrets_of_the_configuration() {
 }
 
 #[tokio::test]
+async fn a_command_delivers_the_store_s_key_where_the_store_is_opened() {
+    let home = Home::with_provider();
+    let config = std::fs::read_to_string(home.path("proxy.yaml")).unwrap();
+    let config = format!("{config}store: {{ key_command: [sh, keys.sh, '${{SECRET}}'] }}\n");
+    std::fs::write(home.path("proxy.yaml"), config).unwrap();
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    std::fs::write(home.path("keys.sh"), format!("echo run >>runs; [ -n \"$1\" ] && echo {key}\n")).unwrap();
+    assert_eq!(home.run(["check"]).await.code, 0);
+    assert!(!home.path("runs").exists());
+    let import = ["import", "main", "--refresh-token-file", "-"];
+    assert_eq!(home.run_reading(import, &format!("{CANARY}imported\n")).await.code, 0);
+    assert_eq!(home.run(["store", "verify"]).await.code, 0);
+    assert_eq!(std::fs::read_to_string(home.path("runs")).unwrap(), "run\nrun\n");
+    assert!(!home.path(".config").exists());
+    let environment = home.run(["exec", "--", "env"]).await.stdout;
+    assert!(environment.contains("HOME=") && !environment.contains("SECRET="), "{environment}");
+
+    std::fs::write(home.path("keys.sh"), format!("echo {key}; echo no key service, \"$1\", {key} >&2; exit 4\n"))
+        .unwrap();
+    let ended = home.run(["status"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
+    assert_eq!(
+        ended.stderr,
+        "error: `store.key_command`: `sh` failed, exit status: 4
+  | no key service, ***, ***=
+hint: run `sh` by hand with the same arguments, as the sidecar's user
+"
+    );
+}
+
+#[tokio::test]
 async fn no_process_shows_a_secret_in_its_arguments() {
     // LEK-005
     let home = Home::with_provider();
