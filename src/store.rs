@@ -28,7 +28,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::ClientConfig;
 use tempfile::TempPath;
-use tokio::time::Instant;
 
 use self::engine::{Changes, Engine, FlowRecord, Held, Intended, Names, Owner};
 use self::key::Keyring;
@@ -425,32 +424,17 @@ impl Store {
         }
     }
 
-    /// The right to renew a grant, among all who use this store; `None` when it is still held elsewhere after `wait`
-    /// (SEMANTICS C19). It saves calls; what keeps writes apart is the generation.
+    /// The right to renew a grant, among all who use this store; `None` while another one has it (SEMANTICS C19). It saves
+    /// calls; what keeps writes apart is the generation.
     ///
     /// # Errors
     /// When it cannot be asked for.
-    pub async fn lease(
-        &self,
-        provider: &ProviderName,
-        subject: &Subject,
-        wait: Duration,
-    ) -> Result<Option<Lease>, StoreError> {
+    pub async fn lease(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Lease>, StoreError> {
         let (names, mut owner) = (names(provider, subject), Owner::default());
         getrandom::fill(&mut owner)
             .map_err(|error| StoreError::Io { at: self.sealer.at.clone(), error: error.into() })?;
-        let (deadline, mut pause) = (Instant::now() + wait, LEASE_POLL);
-        loop {
-            if let Some(held) = self.engine.lease(&names, owner).await? {
-                return Ok(Some(Lease { names, owner, held }));
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Ok(None);
-            }
-            tokio::time::sleep(pause.min(deadline - now)).await;
-            pause = (pause * 2).min(LEASE_POLL_MOST);
-        }
+        let held = self.engine.lease(&names, owner).await?;
+        Ok(held.map(|held| Lease { names, owner, held }))
     }
 
     /// Keeps a lease from ending, before there is an intent; whether it is still held.
@@ -515,5 +499,3 @@ fn settle(file: TempPath, path: &Path) -> io::Result<bool> {
 pub const SEND_WITHIN: Duration = Duration::from_secs(15);
 /// What the key check says.
 const CHECKED: &str = "sidebearer";
-const LEASE_POLL: Duration = Duration::from_millis(25);
-const LEASE_POLL_MOST: Duration = Duration::from_millis(200);

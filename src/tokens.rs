@@ -159,6 +159,8 @@ pub enum TokenError {
         why: String,
         /// When it is tried again.
         retry_after: Duration,
+        /// Whether the provider was asked: one that was not need not be spared.
+        asked: bool,
     },
 }
 
@@ -445,5 +447,5 @@ async fn land(provider: &ProviderName, flight: Flight) -> Result<Bearer, TokenEr
 
 fn broken_off(provider: &ProviderName) -> TokenError {
     let why = "the renewal broke off; this is a defect in Sidebearer".to_owned();
-    TokenError::Unavailable { provider: provider.clone(), why, retry_after: Duration::from_secs(1) }
+    TokenError::Unavailable { provider: provider.clone(), why, retry_after: Duration::from_secs(1), asked: true }
 }

@@ -201,7 +201,7 @@ async fn an_intent_stays_until_the_row_is_written_or_marked(ground: &Ground) {
     let clean = Row { intent: None, ..row("alice", 1) };
     let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
     let stored = async || store.grant(&github(), &user("alice")).await.unwrap().unwrap();
-    let lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+    let lease = store.lease(&github(), &user("alice")).await.unwrap().unwrap();
     store.put(clean.clone(), None).await.unwrap();
     store.intend(&lease, 1, intent.clone()).await.unwrap();
     assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
@@ -254,14 +254,12 @@ async fn of_many_writers_of_one_generation_one_wins(ground: &Ground) {
 async fn a_lease_is_held_by_one_until_it_is_dropped(ground: &Ground) {
     // C12, C19
     let (one, other) = (ground.store().await, ground.store().await);
-    let lease = one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
-    assert!(other.lease(&github(), &user("alice"), Duration::from_millis(60)).await.unwrap().is_none());
-    assert!(one.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
-    assert!(other.lease(&github(), &user("bob"), Duration::ZERO).await.unwrap().is_some());
-    let waiting = tokio::spawn(async move { other.lease(&github(), &user("alice"), Duration::from_secs(60)).await });
-    tokio::task::yield_now().await;
+    let lease = one.lease(&github(), &user("alice")).await.unwrap().unwrap();
+    assert!(other.lease(&github(), &user("alice")).await.unwrap().is_none());
+    assert!(one.lease(&github(), &user("alice")).await.unwrap().is_none());
+    assert!(other.lease(&github(), &user("bob")).await.unwrap().is_some());
     drop(lease);
-    assert!(waiting.await.unwrap().unwrap().is_some());
+    given_back(&other).await;
 }
 
 async fn no_generation_comes_back_whoever_removes_and_replaces_at_once(ground: &Ground) {
@@ -321,7 +319,7 @@ mod ending {
     }
 
     async fn lease(store: &Store) -> Option<Lease> {
-        store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap()
+        store.lease(&github(), &user("alice")).await.unwrap()
     }
 
     /// The holder stands still for longer than its lease.
@@ -359,7 +357,7 @@ mod ending {
         let (one, other, client) = two().await;
         time_passes(&client).await;
         drop(lease(&one).await.unwrap());
-        let given = other.lease(&github(), &user("alice"), Duration::from_secs(5)).await.unwrap().unwrap();
+        let given = given_back(&other).await;
         assert!(!given.is_inherited());
         other.intend(&given, 1, intent()).await.unwrap();
         other.put(row("alice", 2), Some(1)).await.unwrap();
@@ -379,6 +377,16 @@ mod ending {
         assert!((0.0..5.1).contains(&left().await));
         one.intend(&held, 1, intent()).await.unwrap();
         assert!((30.0..35.1).contains(&left().await));
+    }
+}
+
+/// The lease of alice's grant, once its holder has given it back.
+pub(super) async fn given_back(store: &Store) -> Lease {
+    loop {
+        match store.lease(&github(), &user("alice")).await.unwrap() {
+            Some(lease) => return lease,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
     }
 }
 

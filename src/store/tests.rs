@@ -286,7 +286,7 @@ async fn users_with_odd_names_are_kept_apart() {
     let mut leases = Vec::new();
     for name in names {
         assert_eq!(store.put(row(name, 1), None).await.unwrap(), Put::Done, "{name:?}");
-        leases.push(store.lease(&github(), &user(name), Duration::ZERO).await.unwrap().expect(name));
+        leases.push(store.lease(&github(), &user(name)).await.unwrap().expect(name));
     }
     for name in names {
         assert_eq!(store.grant(&github(), &user(name)).await.unwrap(), Some(row(name, 1)), "{name:?}");
@@ -482,7 +482,7 @@ async fn no_file_of_the_store_holds_a_secret() {
     let store = create(&directory).await;
     store.put(row("alice", 1), None).await.unwrap();
     store.put_sealed("ca_key", Secret::new("canary-ca"), None).await.unwrap();
-    let _lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap();
+    let _lease = store.lease(&github(), &user("alice")).await.unwrap();
     let assert_clean = || {
         let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         for path in files.iter().filter(|path| path.is_file()) {
@@ -558,7 +558,7 @@ async fn other_process() {
     let store = Store::open(Path::new(&directory), keys(1), true).await.unwrap();
     let say = |what: &str| writeln!(std::io::stdout(), "\n{what}").unwrap();
     if std::env::var("STORE_TEST_TASK").unwrap() == "hold" {
-        let _lease = store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().unwrap();
+        let _lease = store.lease(&github(), &user("alice")).await.unwrap().unwrap();
         say("held");
         std::future::pending::<()>().await;
     }
@@ -578,10 +578,10 @@ async fn a_lease_ends_with_its_process() {
     let store = create(&directory).await;
     let (mut child, stdout) = spawn(&directory, "hold");
     assert!(stdout.lines().any(|line| line.unwrap() == "held"));
-    assert!(store.lease(&github(), &user("alice"), Duration::ZERO).await.unwrap().is_none());
+    assert!(store.lease(&github(), &user("alice")).await.unwrap().is_none());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(store.lease(&github(), &user("alice"), Duration::from_secs(5)).await.unwrap().is_some());
+    super::contract::given_back(&store).await;
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ use crate::store::{Intent, Lease, Put, Row, SEND_WITHIN, State as RowState, Stor
 const PREPARATION: Duration = Duration::from_secs(10);
 /// How long another process's renewal is waited for (SEMANTICS C19).
 const LEASE_WAIT: Duration = Duration::from_secs(5);
+/// How soon it is looked for what that has brought, at first and at most.
+const LOOK_FOR_TOKEN: Duration = Duration::from_millis(25);
+const LOOK_FOR_TOKEN_MOST: Duration = Duration::from_millis(200);
 /// How long the last holder of a lease has to store what it was given, once the store can be reached again: longer than
 /// [`SAVE_AGAIN_MOST`].
 const OWNER_SAVES_WITHIN: Duration = Duration::from_secs(15);
@@ -138,18 +141,41 @@ impl Renewal<'_> {
             return Ok(token);
         }
         let endpoint = self.endpoint(Endpoint::Refresh).await?;
-        // Before the lease, which is a file held open: a thousand may wait for their turn.
-        let turn = self.turn().await?;
-        let lease = self.lease().await?.map(Arc::new);
-        match (self.look().await?, lease) {
-            (Found::Token(token), _) => Ok(token),
-            (Found::Grant(_), None) => Err(self.unavailable("another process is renewing it".into(), Duration::ZERO)),
-            (Found::Grant(row), Some(lease)) if lease.is_inherited() && left_open(&row) => {
+        let (turn, lease) = match self.turn_and_lease().await? {
+            Ok(both) => both,
+            Err(token) => return Ok(token),
+        };
+        match self.look().await? {
+            Found::Token(token) => Ok(token),
+            Found::Grant(row) if lease.is_inherited() && left_open(&row) => {
                 // Others' calls need not wait for as long.
                 drop(turn);
                 self.inherit(&endpoint, &row, &lease).await
             }
-            (Found::Grant(row), Some(lease)) => self.redeem_or_adopt(&endpoint, &row, &lease).await,
+            Found::Grant(row) => self.redeem_or_adopt(&endpoint, &row, &lease).await,
+        }
+    }
+
+    /// The right to call the provider now, and to renew this grant; or the token that another process has brought while it
+    /// had that right (C19).
+    async fn turn_and_lease(&self) -> Result<Result<(SemaphorePermit<'_>, Arc<Lease>), Token>, TokenError> {
+        let until = self.ready_by.min(Instant::now() + LEASE_WAIT);
+        let mut pause = LOOK_FOR_TOKEN;
+        loop {
+            // Before the lease, which is a file held open, or a row with an end: a thousand may wait for their turn.
+            let turn = self.turn().await?;
+            if let Some(lease) = self.lease().await? {
+                return Ok(Ok((turn, Arc::new(lease))));
+            }
+            drop(turn);
+            if Instant::now() >= until {
+                return Err(self.others_have_it());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_FOR_TOKEN_MOST);
+            if let Found::Token(token) = self.look().await? {
+                return Ok(Err(token));
+            }
         }
     }
 
@@ -167,7 +193,7 @@ impl Renewal<'_> {
             }
             let kept = self.inner.store.prolong(lease).await.map_err(|error| self.store_failed(&error))?;
             if !kept {
-                return Err(self.unavailable("another process is renewing it".into(), Duration::ZERO));
+                return Err(self.others_have_it());
             }
         }
         let turn = tokio::time::timeout(LOOK_FOR_OWNER, self.known.turns.all.acquire()).await;
@@ -310,8 +336,7 @@ impl Renewal<'_> {
 
     async fn lease(&self) -> Result<Option<Lease>, TokenError> {
         let (provider, subject) = (&self.slot.key.provider, &self.slot.key.subject);
-        let wait = LEASE_WAIT.min(self.ready_by.saturating_duration_since(Instant::now()));
-        let lease = self.inner.store.lease(provider, subject, wait).await;
+        let lease = self.inner.store.lease(provider, subject).await;
         lease.map_err(|error| self.store_failed(&error))
     }
 
@@ -412,11 +437,21 @@ impl Renewal<'_> {
     }
 
     fn unavailable(&self, why: String, retry_after: Duration) -> TokenError {
-        TokenError::Unavailable { provider: self.slot.key.provider.clone(), why, retry_after }
+        TokenError::Unavailable { provider: self.slot.key.provider.clone(), why, retry_after, asked: true }
+    }
+
+    /// As [`Renewal::unavailable`], when it is nothing that the provider would have to be spared for.
+    fn unasked(&self, why: String) -> TokenError {
+        let provider = self.slot.key.provider.clone();
+        TokenError::Unavailable { provider, why, retry_after: Duration::ZERO, asked: false }
     }
 
     fn store_failed(&self, error: &StoreError) -> TokenError {
-        self.unavailable(format!("the store fails: {error}"), Duration::ZERO)
+        self.unasked(format!("the store fails: {error}"))
+    }
+
+    fn others_have_it(&self) -> TokenError {
+        self.unasked("another process is renewing it".into())
     }
 
     fn failed(&self, refusal: Refusal) -> TokenError {

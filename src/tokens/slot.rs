@@ -25,6 +25,8 @@ pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 360
 const BACKOFF_MOST: Duration = Duration::from_secs(60);
 /// How often a configuration that the provider refuses is tried again.
 const REFUSED_REST: Duration = Duration::from_secs(10 * 60);
+/// How soon a renewal is tried again that did not come to its call: the store was away, or another process had the lease.
+const UNASKED_REST: Duration = Duration::from_secs(1);
 /// How often the store is asked for a grant that was missing, or that takes the place of a rejected one.
 const ABSENT_REST: Duration = Duration::from_secs(1);
 
@@ -360,6 +362,10 @@ impl State {
         let rest = match &mut error {
             TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
             TokenError::FixConfiguration { .. } => REFUSED_REST,
+            TokenError::Unavailable { retry_after, asked: false, .. } => {
+                *retry_after = UNASKED_REST;
+                UNASKED_REST
+            }
             TokenError::Unavailable { retry_after, .. } => {
                 let most = Duration::from_secs(1 << self.attempts.min(6)).min(BACKOFF_MOST);
                 self.attempts = self.attempts.saturating_add(1);

@@ -249,7 +249,7 @@ async fn a_renewal_that_waits_for_its_turn_finds_what_a_consent_has_brought() {
     // C3, C19
     let world = world().await;
     let key = world.connect("alice").await;
-    let other = world.store.lease(&key.provider, &key.subject, Duration::ZERO).await.unwrap().unwrap();
+    let other = world.store.lease(&key.provider, &key.subject).await.unwrap().unwrap();
     let (tokens, old) = (world.tokens.clone(), key.clone());
     let renewal = tokio::spawn(async move { tokens.bearer(&old).await });
     pass(1.0).await;
