@@ -11,6 +11,8 @@ export function createControl(world) {
     'POST /revoke-connections': () => world.revokeConnections(),
     'POST /set': (wish) => { Object.assign(world, wish); },
     'POST /hold': ({ count }) => world.holdRequests(count),
+    'POST /keep-answers': () => world.keepAnswers(),
+    'POST /let-go': () => world.kept.release(),
     'POST /kill': (wish) => { world.kill = wish; },
     'POST /announce': (event) => announce(world, event),
     'POST /fall-silent': () => fallSilent(world),

@@ -46,6 +46,7 @@ export async function createProvider(world) {
     if (request.url === '/token') {
       world.lastTokenRequest = { authorization: (request.headers.authorization ?? '').split(' ')[0] };
       if (world.kill) killAround(response, world);
+      if (world.kept) keepBack(response, world.kept);
     }
     handle(request, response);
   };
@@ -164,6 +165,16 @@ function killAround(response, world) {
   } else {
     response.once('finish', () => world.killLater(pid, microseconds));
   }
+}
+
+// Holds the answer back until the test lets it go: what it says is committed here, and not yet known to the caller.
+function keepBack(response, kept) {
+  const { end } = response;
+  response.end = (...answer) => {
+    kept.count += 1;
+    kept.open.then(() => end.apply(response, answer));
+    return response;
+  };
 }
 
 // The provider's storage: a map that tests can look into and revoke from.

@@ -28,6 +28,8 @@ export class World {
     this.kill = null;
     this.hold?.release();
     this.hold = null;
+    this.kept?.release();
+    this.kept = null;
     this.token = { calls: {}, granted: {}, errors: {} };
     this.lastTokenRequest = null;
     this.revokedGrants = 0;
@@ -45,7 +47,7 @@ export class World {
     const most = Math.max(0, ...this.tries.values());
     const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings } = this;
     return {
-      token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings,
+      token, kept: this.kept?.count ?? 0, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings,
       authorizations: [...this.authorizations],
       tries: { requests: this.tries.size, most },
       open: { websockets: this.websockets.size, events: this.listeners.size },
@@ -78,6 +80,14 @@ export class World {
     // A test that can never collect them all must fail by its own assertion, not hang.
     setTimeout(hold.release, 30_000).unref();
     this.hold = hold;
+  }
+
+  // The token endpoint's answers wait from now on until they are let go.
+  keepAnswers() {
+    const kept = { count: 0 };
+    kept.open = new Promise((resolve) => { kept.release = resolve; });
+    setTimeout(kept.release, 30_000).unref();
+    this.kept = kept;
   }
 
   async heldTogether() {
