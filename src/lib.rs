@@ -10,7 +10,7 @@
 //! | 4 | [`config`]: YAML to domain types |
 //! | 5 | [`proxy`], [`consent`], [`admin`]: one request, from the agent's bytes to the upstream and back; a user's consent; the dashboard and its API |
 //! | 6 | [`tokens`], [`connections`], [`links`], [`web`]: `bearer(key)`, `renew(key, rejected)`; who is connected; the links to a consent; what guards every page |
-//! | 7 | [`ca`], [`upstream`], [`store`] |
+//! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
 //! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`events`], [`telemetry`] |
