@@ -154,6 +154,9 @@ pub enum ConsentError {
     /// Ten minutes have passed.
     #[error("the consent took longer than {}", spoken(LIVES))]
     StateExpired,
+    /// The user has not entered the device's code in time (RFC 8628 section 3.5).
+    #[error("the code ended before it was entered")]
+    CodeExpired,
     /// It was tried before, and brought nothing.
     #[error("this consent has been used")]
     StateUsed,
@@ -194,6 +197,7 @@ impl ConsentError {
             ConsentError::Randomness(_) => "no_randomness",
             ConsentError::StateUnknown => "state_unknown",
             ConsentError::StateExpired => "state_expired",
+            ConsentError::CodeExpired => "code_expired",
             ConsentError::StateUsed => "state_used",
             ConsentError::OtherBrowser => "other_browser",
             ConsentError::IssuerMismatch => "issuer_mismatch",
@@ -231,6 +235,7 @@ impl ConsentError {
             | ConsentError::OtherBrowser => {
                 "start again, with the link that you were given or from the dashboard".into()
             }
+            ConsentError::CodeExpired => "start again, and enter the new code in time".into(),
             ConsentError::IssuerMismatch | ConsentError::IssuerMissing => {
                 "do not try again until the operator has looked at it: somebody may have mixed two providers up, or \
                  `issuer` in `proxy.yaml` is not what the provider calls itself"

@@ -31,7 +31,7 @@ impl Consent {
         loop {
             tokio::time::sleep_until(until.min(Instant::now() + interval)).await;
             if Instant::now() >= until {
-                return Err(ConsentError::StateExpired);
+                return Err(ConsentError::CodeExpired);
             }
             let proof = Proof::DeviceCode(authorization.device_code.clone());
             let (tokens, provider) = (&self.inner.parts.tokens, &plan.provider.name);
@@ -48,7 +48,7 @@ impl Consent {
                     let error = "access_denied".to_owned();
                     return Err(ConsentError::Refused { error, description: None, return_to: None });
                 }
-                Poll::Expired => return Err(ConsentError::StateExpired),
+                Poll::Expired => return Err(ConsentError::CodeExpired),
                 Poll::Failed => return Err(GrantError::Provider(failure).into()),
                 wait => interval = device::next_interval(interval, wait).unwrap_or(interval),
             }

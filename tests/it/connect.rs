@@ -1,9 +1,12 @@
 //! `sidebearer connect` and `sidebearer disconnect`, in a terminal beside a sidecar that runs.
 
+use serde_json::json;
 use url::Url;
 
+use crate::world::answer::answer;
 use crate::world::browser::Browser;
 use crate::world::program::{Running, ended};
+use crate::world::provider::refused;
 use crate::world::{Setup, World};
 
 /// The command, waiting for a browser; the address at the provider, and a browser that will end at the command.
@@ -78,6 +81,26 @@ async fn another_device_will_do() {
     let said = command.says("connected").await;
     assert_eq!(said, ["connected `main` for `ada`: read write; the token is good for 60 min"]);
     assert_eq!((command.ends().await, world.stored("ada").await.is_some()), (0, true));
+}
+
+#[tokio::test]
+async fn a_device_s_code_ends_when_the_provider_says_so_or_its_time_is_up() {
+    // TOK-048
+    let code = |lives: u32| {
+        let code = json!({
+            "device_code": "canary-device", "user_code": "ABCD-EFGH", "verification_uri": "https://auth.test/activate",
+            "interval": 1, "expires_in": lives,
+        });
+        answer(200).saying(code.to_string())
+    };
+    for (answers, polls) in [(vec![code(600), refused(400, "expired_token")], 1), (vec![code(1)], 0)] {
+        let world = Setup::consenting().start().await;
+        world.provider_answers(answers);
+        let went = ended(world.program(&["connect", "main", "--device"])).await;
+        let said = "error: not connected: the code ended before it was entered\nhint: start again, and enter the new code in time\n";
+        assert!(went.stderr.ends_with(said), "{}", went.stderr);
+        assert_eq!((went.code, world.token_calls(), world.stored("default").await), (1, polls, None));
+    }
 }
 
 #[tokio::test]
