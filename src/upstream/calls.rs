@@ -280,6 +280,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_never_comes_or_never_ends_is_waited_for_twenty_seconds() {
+        // TOK-016
+        for says in ["", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"access_token\""] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let at = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                // Only now: before, the clock would run ahead of the connection.
+                tokio::time::pause();
+                for byte in says.bytes() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let _ = stream.write_u8(byte).await;
+                }
+                std::future::pending::<()>().await;
+            });
+            let asked = tokio::time::Instant::now();
+            assert_eq!(calls(&[]).get(&url(&format!("http://{at}/")), 100).await.err(), Some(CallError::Timeout));
+            assert_eq!(asked.elapsed().as_secs(), 20, "{says}");
+            tokio::time::resume();
+        }
+    }
+
+    #[tokio::test]
     async fn a_port_that_a_url_names_can_be_resolved_to_another_one() {
         let (at, read) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()).await;
         calls(&[("auth.test:8080", at)]).get(&url("http://auth.test:8080/x"), 10).await.unwrap();

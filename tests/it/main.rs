@@ -20,6 +20,7 @@ mod reflections;
 mod retry;
 mod routing;
 mod tls;
+mod tokens;
 mod tunnels;
 mod upstream_proxy;
 mod users;

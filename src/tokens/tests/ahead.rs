@@ -300,6 +300,33 @@ async fn a_wall_clock_a_day_back_makes_no_token_live_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_runs_too_fast_or_too_slow_costs_no_request_and_hardly_a_renewal() {
+    // TOK-034: 10 s in a minute.
+    for drift in [10_000, -10_000] {
+        let mut world = World::new().await;
+        let key = world.connect("alice").await;
+        for minute in 0..240 {
+            world.clock.skew_wall(drift * minute);
+            if minute == 120 {
+                world.restart().await;
+            }
+            // Hands out no token past its end: the world looks.
+            assert_eq!(world.request(&key).await, Got::Fine, "{drift}, minute {minute}");
+            pass(60.0).await;
+        }
+        // One each hour by the faster of the two clocks, and one for the restart when what is stored is not believed.
+        assert!((4..=6).contains(&world.server.calls()), "{drift}: {}", world.server.calls());
+        world.server.book().always = super::server::Act::Refuse;
+        for minute in 240..310 {
+            world.clock.skew_wall(drift * minute);
+            world.request(&key).await;
+            pass(60.0).await;
+        }
+        assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "token_unavailable", "{drift}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stored_token_is_used_after_a_restart_and_ends_at_its_time() {
     // C16
     let mut world = World::new().await;

@@ -236,6 +236,24 @@ async fn a_refused_client_is_tried_again_every_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_provider_s_own_word_for_a_dead_grant_is_believed_and_either_way_it_is_asked_little() {
+    // TOK-019, C15
+    for (word, code, calls) in [("invalid_request", "reauthorize", 1), ("another", "fix_configuration", 6)] {
+        let mut acme = provider("acme", Grant::RefreshToken);
+        acme.quirks.dead_grant_errors = vec![word.into()];
+        let world = World::of(vec![acme]).await;
+        let key = world.connect("alice").await;
+        world.server.book().always = Act::Say(400, &[], r#"{"error":"invalid_request"}"#);
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(3599) {
+            assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), code);
+            pass(1.0).await;
+        }
+        assert_eq!(world.server.calls(), calls, "in an hour");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_user_who_never_connected_is_told_so_while_the_provider_is_down() {
     // C18
     let mut acme = provider("acme", Grant::RefreshToken);
