@@ -76,9 +76,15 @@ export function createApi(world, certificate, { authPort, ca, gitRoot }) {
 
   async function judge(request) {
     const token = bearer(request);
-    // Under load the provider's memory is asked, which is in this process, and not the provider.
-    if (request.url.startsWith('/quick')) return { token, about: { active: world.rows.has(`ClientCredentials:${token}`) } };
+    if (request.url.startsWith('/quick')) return { token, about: remembered(request.url, token) };
     return { token, about: token ? await introspect(token) : { active: false } };
+  }
+
+  // Under load the provider's memory is asked, which is in this process, and not the provider.
+  function remembered(path, token) {
+    const row = world.accessToken(token);
+    world.ledger.shown(path, row);
+    return { active: row !== undefined && row.exp > Date.now() / 1000 };
   }
 
   function introspect(token) {

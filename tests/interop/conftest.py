@@ -6,6 +6,7 @@ import pytest
 
 from browser import Chromium, Person
 from leaks import canaries, leaks
+from postgres import Postgres
 from world import SERVICE, Servers, Sidebearer
 
 FIGURES = []
@@ -53,6 +54,21 @@ def sidebearer(servers, tmp_path, request):
     yield make
     for one in made:
         one.stop()
+
+
+@pytest.fixture(scope="session")
+def all_postgres(all_servers):
+    postgres = Postgres(all_servers.certificates)
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture
+def postgres(all_postgres):
+    """The database server, running, however the test before has left it."""
+    if all_postgres.process.poll() is not None:
+        all_postgres.start()
+    return all_postgres
 
 
 # One a module: while Playwright runs, `asyncio.run` cannot, which other modules use.

@@ -6,6 +6,7 @@ export function createControl(world) {
   const actions = {
     'GET /report': () => world.report(),
     'GET /issued': () => [...world.issued],
+    'GET /ledger': () => world.ledger.report(),
     'POST /reset': () => world.reset(),
     'POST /revoke': () => world.revokeAccessTokens(),
     'POST /revoke-connections': () => world.revokeConnections(),
@@ -14,6 +15,7 @@ export function createControl(world) {
     'POST /keep-answers': () => world.keepAnswers(),
     'POST /let-go': () => world.kept.release(),
     'POST /kill': (wish) => { world.kill = wish; },
+    'POST /entrance': () => world.entrance(),
     'POST /announce': (event) => announce(world, event),
     'POST /fall-silent': () => fallSilent(world),
     'POST /refresh-token': ({ client, scope, user }) => world.mint(client, scope, user),

@@ -5,6 +5,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import { Provider } from 'oidc-provider';
 
 import { devicePages, interactions, pausePage } from './interactions.mjs';
+import { send } from './state.mjs';
 
 export const ISSUER = 'https://auth.test';
 const GRANT_TYPES = ['authorization_code', 'refresh_token', 'client_credentials'];
@@ -45,7 +46,10 @@ export async function createProvider(world) {
     }
     if (request.url === '/token') {
       world.lastTokenRequest = { authorization: (request.headers.authorization ?? '').split(' ')[0] };
-      if (world.kill) killAround(response, world);
+      // Now: the socket of a caller that dies no longer knows it.
+      request.entrance = request.socket.localPort;
+      const { kill } = world;
+      if (kill && (kill.entrance ?? request.entrance) === request.entrance) killAround(response, world);
       if (world.kept) keepBack(response, world.kept);
     }
     handle(request, response);
@@ -81,7 +85,7 @@ function configuration(world) {
       revocation: { enabled: true, allowedPolicy: () => true },
     },
     findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
-    // Always: a refresh token is good once, and its second use revokes the whole family.
+    // Always: a refresh token is good once, and its second use revokes the whole family, unless a test has it otherwise.
     rotateRefreshToken: true,
     ttl: {
       AccessToken: () => world.ttl,
@@ -131,12 +135,19 @@ function watch(provider, world) {
     Object.assign(world.lastTokenRequest, { form, secretInBody: secret !== undefined });
     return form.grant_type;
   };
-  provider.on('grant.success', (ctx) => count(world.token.granted, seen(ctx)));
+  provider.on('grant.success', (ctx) => {
+    count(world.token.granted, seen(ctx));
+    world.ledger.used(ctx, 'granted');
+  });
   provider.on('grant.error', (ctx, error) => {
     seen(ctx);
     count(world.token.errors, error.error);
+    world.ledger.used(ctx, error.error);
   });
-  provider.on('grant.revoked', () => { world.revokedGrants += 1; });
+  provider.on('grant.revoked', (ctx, grantId) => {
+    world.revokedGrants += 1;
+    world.ledger.revoked(ctx, grantId);
+  });
   provider.on('server_error', (_, error) => console.error(error));
 }
 
@@ -152,18 +163,18 @@ async function mint(provider, clientId, scope, user) {
   return token.save();
 }
 
-// Kills the caller on one side or the other of the answer that carries its rotated refresh token.
+// Kills the caller, or stops it, on one side or the other of the answer that carries its rotated refresh token.
 function killAround(response, world) {
-  const { pid, beforeAnswer, microseconds } = world.kill;
+  const { pid, signal = 'SIGKILL', beforeAnswer, microseconds = 0 } = world.kill;
   world.kill = null;
   if (beforeAnswer) {
     const { end } = response;
     response.end = (...answer) => {
-      process.kill(pid, 'SIGKILL');
+      send(pid, signal);
       return end.apply(response, answer);
     };
   } else {
-    response.once('finish', () => world.killLater(pid, microseconds));
+    response.once('finish', () => world.killLater(pid, signal, microseconds));
   }
 }
 
@@ -190,18 +201,20 @@ class Rows {
 
   async upsert(id, payload) {
     this.world.rows.set(this.key(id), payload);
-    this.world.saved(this.model, id);
+    this.world.saved(this.model, id, payload);
   }
 
   async find(id) {
-    return this.world.rows.get(this.key(id));
+    const row = this.world.rows.get(this.key(id));
+    return this.world.reuse === 'refuse' && row?.consumed ? undefined : row;
   }
 
   async consume(id) {
     const row = this.world.rows.get(this.key(id));
     // Two redemptions that overtake each other both pass the provider's own check; here they are seen.
     if (row.consumed) this.world.redeemedTwice += 1;
-    row.consumed = Math.floor(Date.now() / 1000);
+    if (this.world.reuse !== 'grant') row.consumed = Math.floor(Date.now() / 1000);
+    this.world.ledger.consumed(id);
   }
 
   async destroy(id) {

@@ -21,6 +21,8 @@ const world = new World();
 const provider = await createProvider(world);
 const auth = https.createServer(certificate, provider);
 const authPort = await listen(auth);
+// Further ports of the provider, by which it tells its callers apart.
+world.entrance = () => listen(https.createServer(certificate, provider));
 const { api, old, plain } = createApi(world, certificate, { authPort, ca: readFileSync(options.ca), gitRoot: options.gitRoot });
 // Nobody that the sidecar trusts has signed this one: whoever sees its certificate sees it through a blind tunnel.
 const stranger = tls.createServer(

@@ -2,6 +2,8 @@
 
 import { Worker } from 'node:worker_threads';
 
+import { Ledger } from './ledger.mjs';
+
 const SECRET_MODELS = new Set(['AccessToken', 'AuthorizationCode', 'ClientCredentials', 'DeviceCode', 'RefreshToken']);
 const ACCESS_MODELS = ['AccessToken', 'ClientCredentials'];
 const USER_MODELS = ['AccessToken', 'RefreshToken'];
@@ -10,6 +12,7 @@ export class World {
   constructor() {
     this.rows = new Map(); // `Model:id` -> payload, the provider's whole memory
     this.issued = new Set(); // every token, code and PKCE verifier there ever was
+    this.ledger = new Ledger();
     this.killer = null;
     this.websockets = new Set(); // those that are open
     this.listeners = new Set(); // answers that send events
@@ -25,7 +28,9 @@ export class World {
     this.detour = false; // whether the login page is at another host
     this.slowDowns = 0; // how many polls of a device to answer with slow_down in place of authorization_pending
     this.polls = []; // seconds at which a device asked for its token
-    this.kill = null;
+    this.kill = null; // whom to send a signal around the answer to a token request, and when
+    this.reuse = 'revoke'; // or `refuse`, or `grant`: what a second use of a refresh token comes to
+    this.ledger.clear();
     this.hold?.release();
     this.hold = null;
     this.kept?.release();
@@ -54,8 +59,9 @@ export class World {
     };
   }
 
-  saved(model, id) {
+  saved(model, id, payload) {
     if (SECRET_MODELS.has(model)) this.issued.add(id);
+    if (model === 'RefreshToken') this.ledger.issued(id, payload);
   }
 
   revokeAccessTokens() {
@@ -99,22 +105,40 @@ export class World {
     await hold.open;
   }
 
-  // `kill -9`, microseconds from now, from a thread that waits without stopping the servers.
-  killLater(pid, microseconds) {
+  // What is remembered of an access token, whether or not it has ended.
+  accessToken(token) {
+    for (const model of ACCESS_MODELS) {
+      const row = this.rows.get(`${model}:${token}`);
+      if (row) return row;
+    }
+    return undefined;
+  }
+
+  // `kill -9`, or another signal, microseconds from now, from a thread that waits without stopping the servers.
+  killLater(pid, signal, microseconds) {
     if (microseconds === 0) {
-      process.kill(pid, 'SIGKILL');
+      send(pid, signal);
       return;
     }
     this.killer ??= new Worker(
       `const { parentPort } = require('node:worker_threads');
        const never = new Int32Array(new SharedArrayBuffer(4));
-       parentPort.on('message', ({ pid, microseconds }) => {
+       parentPort.on('message', ({ pid, signal, microseconds }) => {
          Atomics.wait(never, 0, 0, microseconds / 1000);
-         try { process.kill(pid, 'SIGKILL'); } catch {}
+         try { process.kill(pid, signal); } catch {}
        });`,
       { eval: true },
     );
     this.killer.unref();
-    this.killer.postMessage({ pid, microseconds });
+    this.killer.postMessage({ pid, signal, microseconds });
+  }
+}
+
+// Whoever is gone already needs none.
+export function send(pid, signal) {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if (error.code !== 'ESRCH') throw error;
   }
 }

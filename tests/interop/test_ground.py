@@ -2,22 +2,29 @@
 
 import base64
 import hashlib
+import os
+import select
+import socket
+import subprocess
+import time
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from playwright.sync_api import Error
 
-from world import ODD, SECRETS, as_sent
+from faults import Faults
+from postgres import HOST, ROLE
+from world import ODD, SECRETS, as_sent, wait_for
 
 ODD_ID, ODD_SECRET = ODD["client_id"], SECRETS["ODD_SECRET"]
 
 
-def token(servers, headers=None, **form):
-    return servers.call("auth", "POST", "/token", headers=headers or {}, data=form)
+def token(servers, headers=None, port=None, **form):
+    return servers.call("auth", "POST", "/token", headers=headers or {}, port=port, data=form)
 
 
-def redeem(servers, refresh_token):
-    return token(servers, grant_type="refresh_token", client_id="public", refresh_token=refresh_token)
+def redeem(servers, refresh_token, port=None):
+    return token(servers, port=port, grant_type="refresh_token", client_id="public", refresh_token=refresh_token)
 
 
 def service_token(servers):
@@ -148,3 +155,79 @@ def test_a_device_is_told_to_slow_down_and_gets_its_tokens_when_its_user_has_sai
 def test_a_browser_finds_nothing_beyond_this_machine(person):
     with pytest.raises(Error, match="ERR_NAME_NOT_RESOLVED"):
         person().open("https://example.org/")
+
+
+def test_the_ledger_tells_who_used_a_refresh_token_and_which_came_a_second_time(servers):
+    first, entrance = servers.refresh_token(user="carol"), servers.entrance()
+    second = redeem(servers, first).json()["refresh_token"]
+    redeem(servers, first, port=entrance)
+    redeem(servers, second)
+    ledger = servers.ledger()
+    told = [(use["user"], use["rotation"], use["outcome"], use["entrance"] == entrance) for use in ledger["uses"]]
+    assert told == [("carol", 0, "granted", False), ("carol", 0, "invalid_grant", True), ("carol", 1, "invalid_grant", False)]
+    granted = ledger["uses"][0]
+    assert 0 <= granted["at"] - granted["committed"] < 1_000_000
+    assert abs(granted["at"] - time.time() * 1_000_000) < 5_000_000
+    assert [(one["user"], one["by"]) for one in ledger["revocations"]] == [("carol", "/token")]
+
+
+def test_the_ledger_tells_of_tokens_past_their_end_and_of_those_of_somebody_else(servers):
+    servers.tell("set", ttl=1)
+    token = redeem(servers, servers.refresh_token(user="carol")).json()["access_token"]
+    bearer = {"authorization": f"Bearer {token}"}
+    wait_for(lambda: servers.call("api", "GET", "/quick/dave/7", headers=bearer).status_code == 401, "the token to end")
+    ledger = servers.ledger()
+    assert ledger["mistaken"] >= 1
+    assert [(one["user"], one["sidecar"]) for one in ledger["expired"]] == [("dave", "7")]
+
+
+def test_the_network_in_front_of_a_server_fails_in_every_way(servers):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        faults = Faults(lambda: server.getsockname()[1])
+
+        def call():
+            agent = socket.create_connection(("127.0.0.1", faults.port), timeout=5)
+            return agent, server.accept()[0]
+
+        def passes(one, other):
+            one.sendall(b"x")
+            return other.recv(1) == b"x"
+
+        agent, served = call()
+        assert passes(agent, served) and passes(served, agent)
+        faults.delay(0.2)
+        started = time.monotonic()
+        assert passes(agent, served) and time.monotonic() - started >= 0.2
+        faults.heal()
+        faults.stall()
+        agent.sendall(b"y")
+        assert not select.select([served], [], [], 0.2)[0]
+        faults.heal()
+        assert served.recv(1) == b"y"
+        faults.cut()
+        for end in (agent, served):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+        faults.refuse()
+        with pytest.raises(ConnectionResetError):
+            socket.create_connection(("127.0.0.1", faults.port), timeout=5).recv(1)
+        faults.heal()
+        assert passes(*call())
+        faults.close()
+
+
+def test_the_database_server_takes_its_client_by_tls_with_its_password_alone(postgres):
+    database = postgres.database()
+
+    def connects(password, **how):
+        told = {"host": "127.0.0.1", "port": postgres.port, "user": ROLE, "dbname": database} | how
+        command = [postgres.programs / "psql", "-X", "-A", "-t", "-c", "SELECT 'in'", " ".join(f"{key}={value}" for key, value in told.items())]
+        return subprocess.run(command, env={"PATH": os.environ["PATH"], "PGPASSWORD": password}, capture_output=True, text=True)
+
+    trusted = {"sslmode": "verify-full", "sslrootcert": postgres.certificates.ca, "host": HOST, "hostaddr": "127.0.0.1"}
+    password = SECRETS["STORE_PASSWORD"]
+    assert connects(password, **trusted).stdout == "in\n"
+    assert "password authentication failed" in connects("another", **trusted).stderr
+    assert "no encryption" in connects(password, sslmode="disable").stderr
+    postgres.restart(immediate=True)
+    assert connects(password, **trusted).stdout == "in\n"

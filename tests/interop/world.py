@@ -38,6 +38,7 @@ SECRETS = {
     "RESEARCHER_SECRET": "researcher-canary-41c7",
     "WRITER_SECRET": "writer-canary-secret-9d03",
     "ADMIN_TOKEN": "admin-canary-token-e8f5",
+    "STORE_PASSWORD": "store-canary-password-c31a",
 }
 BASIC = {"issuer": "https://auth.test", "client_id": "basic", "client_secret": "${BASIC_SECRET}"}
 POST = {
@@ -98,6 +99,13 @@ class Certificates:
         self._make(self.cert, self.key, "CN=servers", "CA:FALSE", f"subjectAltName={names}", signed_by=signed)
         self._make(self.stranger_cert, self.stranger_key, "CN=stranger", "CA:FALSE", "subjectAltName=DNS:stranger.test")
 
+    def make_for(self, name, folder):
+        """A certificate for one more server, and its key."""
+        cert, key = folder / f"{name}.crt", folder / f"{name}.key"
+        signed = ["-CA", str(self.ca), "-CAkey", str(self.ca_key)]
+        self._make(cert, key, f"CN={name}", "CA:FALSE", f"subjectAltName=DNS:{name}", signed_by=signed)
+        return cert, key
+
     def _make(self, cert, key, subject, kind, *extensions, signed_by=()):
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
         command += ["-subj", f"/{subject}", "-out", str(cert), "-keyout", str(key), *signed_by]
@@ -152,6 +160,14 @@ class Servers:
     def issued(self):
         return self._control.get("/issued").json()
 
+    def ledger(self):
+        """What the provider and the API have written down of each refresh token's use, and of tokens past their end."""
+        return self._control.get("/ledger").json()
+
+    def entrance(self):
+        """One more port of the provider: it knows its callers by the port that they come to."""
+        return self.tell("entrance")
+
     def refresh_token(self, client="public", user="alice"):
         return self.tell("refresh-token", client=client, user=user, scope=" ".join(USER_SCOPES))
 
@@ -160,13 +176,13 @@ class Servers:
         basic = {"authorization": f"Basic {as_sent('api', 'api-secret')}"}
         return self.call("auth", "POST", "/token/introspection", headers=basic, data={"token": token}).json()["active"]
 
-    def call(self, name, method, path, http2=False, **request):
-        """Calls one of the servers with no sidecar between."""
+    def call(self, name, method, path, http2=False, port=None, **request):
+        """Calls one of the servers with no sidecar between, at its usual port or another of its own."""
         trust = ssl.create_default_context(cafile=self.certificates.ca)
         headers = httpx.Headers(request.pop("headers", {}))
         headers["host"] = f"{name}.test"
         with httpx.Client(verify=trust, trust_env=False, http2=http2) as client:
-            url = f"https://127.0.0.1:{self.ports[name]}{path}"
+            url = f"https://127.0.0.1:{port or self.ports[name]}{path}"
             return client.request(method, url, headers=headers, extensions={"sni_hostname": f"{name}.test"}, **request)
 
     def _make_repository(self):
@@ -203,7 +219,7 @@ class Sidebearer:
             "admin": "127.0.0.1:0",
             "extra_ca_files": [str(servers.certificates.ca)],
             "resolve": {f"{name}.test:443": f"127.0.0.1:{ports[name]}" for name in names}
-            | {"plain.test:80": f"127.0.0.1:{ports['plain']}"},
+            | {"plain.test:80": f"127.0.0.1:{ports['plain']}"} | settings.pop("resolve", {}),
             "providers": providers,
             "routes": routes or [{"host": host, "provider": first} for host in ("api.test", "old.test")],
             "store": {"path": str(folder / "store"), "keys": [base64.b64encode(bytes(range(32))).decode()]},
@@ -262,9 +278,13 @@ class Sidebearer:
         running.await_listening()
         return running
 
+    def connections(self):
+        """What `status` says."""
+        return json.loads(self.command("status", "--json", "--config", self.config).stdout)
+
     def connection(self, provider):
         """What `status` says about one provider."""
-        status = json.loads(self.command("status", "--json", "--config", self.config).stdout)
+        status = self.connections()
         found = [entry for entry in objects(status) if provider in (entry.get("provider"), entry.get("name"))]
         assert found, f"`status --json` does not mention {provider}: {status}"
         return found[0]

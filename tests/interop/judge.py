@@ -1,0 +1,90 @@
+"""Judges a fleet by books that are not its own: the provider's, and the API's."""
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+from math import inf
+
+# What is told of a moment may be a little after it.
+SLACK = 1_000_000
+# Who was away so long, others had to take for dead.
+AWAY = ("stop past the lease", "cut off past the lease")
+
+
+class Judge:
+    """What happened, by user and by refresh token."""
+
+    def __init__(self, fleet):
+        ledger = fleet.servers.ledger()
+        self.fleet, self.uses = fleet, ledger["uses"]
+        self.expired, self.mistaken = ledger["expired"], ledger["mistaken"]
+        # Those that a user's disconnect has revoked do not count.
+        self.revoked = [one for one in ledger["revocations"] if one["by"] == "/token"]
+        self.members = {member.entrance: member for member in fleet.members}
+        self.renewals = {member.entrance: member.renewals() for member in fleet.members}
+
+    def generations(self):
+        return len({(use["family"], use["rotation"]) for use in self.uses})
+
+    def unexcused(self):
+        """Second uses of a refresh token that no kill and no long absence of who used it first explains (C14)."""
+        by_token = defaultdict(list)
+        for use in self.uses:
+            by_token[use["family"], use["rotation"]].append(use)
+        pairs = (pair for uses in by_token.values() for pair in pairwise(uses))
+        return [pair for pair in pairs if not self.is_excused(*pair)]
+
+    def is_excused(self, first, second):
+        for what, since, until in self.members[first["entrance"]].troubles:
+            if what == "kill" and first["at"] - SLACK <= since <= second["at"] and not self.was_stored(first, second["at"]):
+                return True
+            if what in AWAY and since <= second["at"] and until >= first["at"] - SLACK:
+                return True
+        return False
+
+    def was_stored(self, use, by):
+        return any(stored is not None and use["at"] - SLACK < stored < by for _, stored in self.told(use))
+
+    def told(self, use):
+        return self.renewals[use["entrance"]][use["user"]]
+
+    def unreported(self):
+        """Users of whom we have cost the provider more families than the store has told of, or fewer."""
+        by_us = Counter(one["user"] for one in self.revoked if one["user"] not in self.fleet.guests)
+        told = Counter(user for user, reason in self.fleet.losses if reason == "lost_rotation")
+        return {user: (by_us[user], told[user]) for user in by_us | told if by_us[user] != told[user]}
+
+    def refused_for_nothing(self):
+        """Answers that only a lost grant explains, to users who have lost none."""
+        lost = {user for user, _ in self.fleet.losses}
+        return [(user, status) for user, status in self.fleet.refused if user not in lost]
+
+    def window(self):
+        """How long, in microseconds, grants were in danger: from the provider's commit to ours."""
+        by_sidecar = defaultdict(list)
+        for use in self.uses:
+            if use["committed"] is not None:
+                by_sidecar[use["entrance"], use["user"]].append(use)
+        window = []
+        for uses in by_sidecar.values():
+            ends = [use["committed"] for use in uses[1:]] + [inf]
+            for use, end in zip(uses, ends):
+                # None where a kill was quicker.
+                told = (stored for obtained, stored in self.told(use) if use["committed"] <= obtained < end)
+                if stored := next(told, None):
+                    window.append(stored - use["committed"])
+        return sorted(window)
+
+    def table(self):
+        window, losses = self.window(), Counter(reason for _, reason in self.fleet.losses)
+        at = lambda share: window[min(int(len(window) * share), len(window) - 1)]
+        outcomes = Counter(use["outcome"] for use in self.uses)
+        lines = [
+            f"{len(self.fleet.members)} sidecars on {self.fleet.store.name}, {len(self.fleet.users)} users, seed {self.fleet.seed}",
+            f"refresh tokens: {self.generations()} generations, {len(self.uses)} uses {dict(outcomes)}, "
+            f"{len(self.revoked)} families revoked, reported as {dict(losses)}",
+            f"troubles: {dict(self.fleet.counts)}",
+            f"answers: {dict(self.fleet.answers.most_common())}",
+            f"from the provider's commit to ours, of {len(window)}: "
+            f"min {window[0]}, median {at(0.5)}, 99 % within {at(0.99)}, max {window[-1]} us",
+        ]
+        return "\n    ".join(lines)
