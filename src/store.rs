@@ -15,6 +15,7 @@ mod seal;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -40,6 +41,7 @@ use crate::secret::Secret;
 
 pub use engine::Change;
 pub use error::StoreError;
+pub use upkeep::{Fault, Kept, Rekeyed, Verified};
 
 /// The store. A clone is the same one; work on it goes on when a caller stops waiting for it.
 #[derive(Clone)]

@@ -8,8 +8,9 @@ use std::collections::{HashMap, HashSet};
 use rustls::RootCertStore;
 use tempfile::TempDir;
 
+use super::engine::Resealed;
 use super::postgres::ServerUrl;
-use super::tests::{MOST, alices, at, flow, github, keys, row, user};
+use super::tests::{MOST, alices, at, flow, github, keyring, row, user};
 use super::*;
 
 /// A store of one of the engines, which several processes open.
@@ -51,6 +52,11 @@ on_every_engine! {
     no_generation_comes_back_whoever_removes_and_replaces_at_once,
     a_long_name_is_told_of_too,
     sidecars_that_start_at_once_share_what_the_first_has_made,
+    what_is_sealed_anew_opens_with_the_new_key_alone,
+    sealing_anew_overwrites_nothing_that_was_written_meanwhile,
+    a_sidecar_that_renews_all_the_time_does_not_notice_a_rekey,
+    of_many_rekeys_at_once_each_value_is_done_by_one,
+    whoever_goes_on_sealing_with_the_old_key_is_told_of,
 }
 
 impl Ground {
@@ -69,10 +75,18 @@ impl Ground {
     }
 
     /// As another process opens it.
-    async fn store(&self) -> Store {
+    pub(super) async fn store(&self) -> Store {
+        self.store_with(&[1]).await
+    }
+
+    pub(super) async fn store_with(&self, seeds: &[u8]) -> Store {
+        self.open(seeds).await.unwrap()
+    }
+
+    async fn open(&self, seeds: &[u8]) -> Result<Store, StoreError> {
         match self {
-            Ground::Embedded(directory) => Store::open(directory.path(), keys(1), true).await.unwrap(),
-            Ground::Shared(server) => Store::connect(server, no_tls(), keys(1), true).await.unwrap(),
+            Ground::Embedded(directory) => Store::open(directory.path(), keyring(seeds), true).await,
+            Ground::Shared(server) => Store::connect(server, no_tls(), keyring(seeds), true).await,
         }
     }
 }
@@ -302,6 +316,135 @@ async fn sidecars_that_start_at_once_share_what_the_first_has_made(ground: &Grou
     });
     let kept = futures_util::future::join_all(starting).await;
     assert!(kept.iter().all(|ca| *ca == kept[0]));
+}
+
+/// A store with something of every kind in it, all sealed with key 1.
+async fn filled(ground: &Ground) -> Store {
+    let store = ground.store().await;
+    let client = Row { subject: Subject::Client, refresh_token: None, intent: None, ..row("client", 7) };
+    for row in [row("alice", 1), client] {
+        store.put(row, None).await.unwrap();
+    }
+    store.replace(row("gone", 1)).await.unwrap();
+    store.remove(&github(), &user("gone")).await.unwrap();
+    store.put_sealed("ca", Secret::new("the CA"), None).await.unwrap();
+    store.put_flow(flow(1, 600), alices(), MOST, at(0)).await.unwrap();
+    store
+}
+
+/// How many values each key has sealed.
+async fn counts(store: &Store) -> Vec<usize> {
+    let verified = store.verify().await.unwrap();
+    assert_eq!((verified.faults, verified.at_hand), (vec![], store.sealer.keys.ids().len()));
+    assert_eq!(verified.keys.iter().map(|(_, count)| count).sum::<usize>(), verified.values);
+    verified.keys.into_iter().map(|(_, count)| count).collect()
+}
+
+async fn what_is_sealed_anew_opens_with_the_new_key_alone(ground: &Ground) {
+    // TOK-025
+    let before: Vec<Row> =
+        filled(ground).await.grants().await.unwrap().into_iter().map(|(.., row)| row.unwrap()).collect();
+    let both = ground.store_with(&[2, 1]).await;
+    // Three tokens, a consent, the CA and the key check.
+    assert_eq!(counts(&both).await, [0, 6]);
+    let mut told = Vec::new();
+    let rekeyed = both.rekey(|done, all| told.push((done, all))).await.unwrap();
+    assert_eq!((rekeyed.resealed, rekeyed.behind, rekeyed.faults), (6, 0, vec![]));
+    assert_eq!(told, [(6, 6)]);
+    assert_eq!(counts(&both).await, [6, 0]);
+    assert_eq!(both.rekey(|_, _| panic!("there is nothing to do")).await.unwrap().resealed, 0);
+
+    assert_eq!(ground.open(&[1]).await.err().unwrap().code(), "store_wrong_key");
+    let new = ground.store_with(&[2]).await;
+    let after: Vec<Row> = new.grants().await.unwrap().into_iter().map(|(.., row)| row.unwrap()).collect();
+    assert_eq!(after, before, "generations, intents and all");
+    assert_eq!(new.sealed("ca").await.unwrap(), Some(Secret::new("the CA")));
+    assert_eq!(new.take_flow([1; 32], at(1)).await.unwrap(), Taken::Flow(flow(1, 600)));
+    assert_eq!(new.replace(row("gone", 1)).await.unwrap(), 2);
+}
+
+async fn sealing_anew_overwrites_nothing_that_was_written_meanwhile(ground: &Ground) {
+    // TOK-031
+    filled(ground).await;
+    let both = ground.store_with(&[2, 1]).await;
+    let snapshot = both.engine.snapshot().await.unwrap();
+    let old = snapshot.values();
+    let anew: Vec<Resealed> = old.iter().map(|(slot, sealed)| both.sealer.anew(slot, sealed).unwrap()).collect();
+    both.put(row("alice", 2), Some(1)).await.unwrap();
+    both.remove(&github(), &Subject::Client).await.unwrap();
+    let ca = both.put_sealed("ca", Secret::new("another CA"), Some(&Secret::new("the CA"))).await.unwrap();
+    assert_eq!(ca, Secret::new("another CA"));
+    assert_eq!(both.engine.reseal(&anew).await.unwrap(), 2, "the consent and the key check");
+    assert_eq!(both.grant(&github(), &user("alice")).await.unwrap(), Some(row("alice", 2)));
+    assert_eq!(both.grant(&github(), &Subject::Client).await.unwrap(), None);
+    assert_eq!(both.sealed("ca").await.unwrap(), Some(ca));
+    assert_eq!(both.engine.reseal(&anew).await.unwrap(), 0);
+}
+
+async fn a_sidecar_that_renews_all_the_time_does_not_notice_a_rekey(ground: &Ground) {
+    // TOK-029, C12
+    filled(ground).await;
+    let (sidecar, both) = (ground.store_with(&[2, 1]).await, ground.store_with(&[2, 1]).await);
+    let rekeyed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let done = rekeyed.clone();
+    let renewing = tokio::spawn(async move {
+        let mut generation = 1;
+        while !done.load(std::sync::atomic::Ordering::Relaxed) || generation < 20 {
+            let lease = sidecar.lease(&github(), &user("alice")).await.unwrap().unwrap();
+            let intent = Intent { refresh_token_hash: [3; 32], at: at(2000) };
+            sidecar.intend(&lease, generation, intent).await.unwrap();
+            let next = Row { intent: None, ..row("alice", generation + 1) };
+            assert_eq!(sidecar.put(next, Some(generation)).await.unwrap(), Put::Done);
+            generation += 1;
+        }
+        generation
+    });
+    for _ in 0..10 {
+        // Back and forth, so that there is always something to do.
+        for seeds in [[1, 2], [2, 1]] {
+            let rekeyed = ground.store_with(&seeds).await.rekey(|_, _| {}).await.unwrap();
+            assert_eq!(rekeyed.faults, vec![]);
+        }
+    }
+    rekeyed.store(true, std::sync::atomic::Ordering::Relaxed);
+    let generation = renewing.await.unwrap();
+    let stored = both.grant(&github(), &user("alice")).await.unwrap();
+    assert_eq!(stored, Some(Row { intent: None, ..row("alice", generation) }));
+    assert_eq!(both.rekey(|_, _| {}).await.unwrap().behind, 0);
+    assert_eq!(counts(&both).await[1], 0);
+}
+
+async fn of_many_rekeys_at_once_each_value_is_done_by_one(ground: &Ground) {
+    let old = filled(ground).await;
+    for number in 0..200 {
+        old.put(row(&format!("user {number}"), 1), None).await.unwrap();
+    }
+    let mut working = Vec::new();
+    for _ in 0..3 {
+        let both = ground.store_with(&[2, 1]).await;
+        working.push(tokio::spawn(async move { both.rekey(|_, _| {}).await.unwrap() }));
+    }
+    let mut resealed = 0;
+    for one in working {
+        resealed += one.await.unwrap().resealed;
+    }
+    assert_eq!(resealed, 406);
+    assert_eq!(counts(&ground.store_with(&[2]).await).await, [406]);
+}
+
+async fn whoever_goes_on_sealing_with_the_old_key_is_told_of(ground: &Ground) {
+    let old = filled(ground).await;
+    let both = ground.store_with(&[2, 1]).await;
+    let (running, mut generation) = (tokio::runtime::Handle::current(), 1);
+    // Between the steps, a sidecar that has not got the new key yet writes.
+    let rekeyed = both.rekey(|_, _| {
+        tokio::task::block_in_place(|| running.block_on(old.put(row("alice", generation + 1), Some(generation))))
+            .unwrap();
+        generation += 1;
+    });
+    let rekeyed = rekeyed.await.unwrap();
+    assert_eq!((rekeyed.behind, rekeyed.faults), (2, vec![]));
+    assert_eq!(both.grant(&github(), &user("alice")).await.unwrap(), Some(row("alice", generation)));
 }
 
 /// Tests of what only a lease with an end can show.

@@ -78,6 +78,13 @@ pub(super) trait Engine: Send + Sync + 'static {
 
     /// What others change from now on.
     async fn changes(&self) -> Box<dyn Changes>;
+
+    /// All that is kept, as of one moment.
+    async fn snapshot(&self) -> Result<Snapshot>;
+
+    /// Puts values that are sealed anew in the place of those that they were opened from, each only while that one is there,
+    /// byte for byte; how many. Generations and leases stay, and nobody is told: nothing has changed but the seal.
+    async fn reseal(&self, batch: &[Resealed]) -> Result<usize>;
 }
 
 /// What others change in a store: other processes, and other handles in this one.
@@ -170,6 +177,34 @@ pub(super) struct FlowRecord {
     pub content: Vec<u8>,
     pub expires_at: i64,
     pub names: Names,
+}
+
+/// All that is kept, sealed.
+pub(super) struct Snapshot {
+    pub key_check: Option<Vec<u8>>,
+    pub grants: Vec<(Names, Result<Record>)>,
+    /// The sidecar's own secrets, by name.
+    pub own: Vec<(String, Vec<u8>)>,
+    /// The contents of flows, by what should be SHA-256 of their state.
+    pub flows: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Where a sealed value is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Slot {
+    KeyCheck,
+    Own(String),
+    RefreshToken(Names),
+    AccessToken(Names),
+    Flow(Vec<u8>),
+}
+
+/// A value that is sealed anew: where, as it was, and as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resealed {
+    pub slot: Slot,
+    pub from: Vec<u8>,
+    pub to: Vec<u8>,
 }
 
 /// What is known of a flow that was taken.

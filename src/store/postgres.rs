@@ -6,6 +6,7 @@
 
 mod changes;
 mod schema;
+mod upkeep;
 mod url;
 
 use std::collections::HashMap;
@@ -22,7 +23,8 @@ use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::engine::{
-    Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Result, StateRecord, TakenRecord,
+    Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Resealed, Result, Snapshot,
+    StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::{Most, StoreError};
@@ -336,10 +338,7 @@ impl Engine for Postgres {
     }
 
     async fn put_sealed(&self, name: &str, value: &[u8], previous: Option<&[u8]>) -> Result<bool> {
-        let sql = match previous {
-            None => "INSERT INTO sidebearer.sealed (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1",
-            Some(_) => "UPDATE sidebearer.sealed SET value = $2 WHERE name = $1 AND value = $3 RETURNING 1",
-        };
+        let sql = if previous.is_some() { REPLACE_SEALED } else { PUT_SEALED };
         let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&name, Type::TEXT), (&value, Type::BYTEA)];
         if let Some(previous) = &previous {
             parameters.push((previous, Type::BYTEA));
@@ -349,6 +348,14 @@ impl Engine for Postgres {
 
     async fn changes(&self) -> Box<dyn Changes> {
         Box::new(changes::listen(self.clone()))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        self.all_of_it().await
+    }
+
+    async fn reseal(&self, batch: &[Resealed]) -> Result<usize> {
+        self.replace_seals(batch).await
     }
 }
 
@@ -537,6 +544,10 @@ const REMOVE: &str = "WITH gone AS (DELETE FROM sidebearer.grants WHERE provider
         ON CONFLICT (provider, subject) DO UPDATE SET generation = excluded.generation),
     ended AS (DELETE FROM sidebearer.leases WHERE provider = $1 AND subject = $2)
     SELECT refresh_token, access_token, pg_notify('sidebearer', $3) FROM gone";
+
+const PUT_SEALED: &str =
+    "INSERT INTO sidebearer.sealed (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1";
+const REPLACE_SEALED: &str = "UPDATE sidebearer.sealed SET value = $2 WHERE name = $1 AND value = $3 RETURNING 1";
 
 const LEASE: &str = "INSERT INTO sidebearer.leases AS there (provider, subject, owner, expires_at, inherited)
     VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), false)

@@ -2,6 +2,8 @@
 //!
 //! A commit is synced to the disk before it returns (`synchronous=FULL`), so what is written survives a power cut.
 
+mod upkeep;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -16,8 +18,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use sha2::{Digest, Sha256};
 
 use super::engine::{
-    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Result, StateRecord,
-    TakenRecord,
+    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Resealed, Result,
+    Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::seal;
@@ -71,11 +73,7 @@ impl Engine for Sqlite {
     }
 
     async fn key_check(&self) -> Result<Option<Vec<u8>>> {
-        self.run(|database| {
-            let check = database.connection.query_row("SELECT key_check FROM meta", [], |row| row.get(0));
-            database.sql(check.optional())
-        })
-        .await
+        self.run(|database| database.key_check()).await
     }
 
     async fn grant(&self, names: &Names) -> Result<Option<Record>> {
@@ -158,25 +156,22 @@ impl Engine for Sqlite {
 
     async fn put_sealed(&self, name: &str, value: &[u8], previous: Option<&[u8]>) -> Result<bool> {
         let (name, value, previous) = (name.to_owned(), value.to_owned(), previous.map(<[u8]>::to_owned));
-        self.run(move |database| {
-            let connection = &database.connection;
-            let put = match previous {
-                None => {
-                    connection.execute("INSERT OR IGNORE INTO sealed (name, value) VALUES (?, ?)", params![name, value])
-                }
-                Some(previous) => connection.execute(
-                    "UPDATE sealed SET value = ? WHERE name = ? AND value = ?",
-                    params![value, name, previous],
-                ),
-            };
-            database.sql(put).map(|changed| changed > 0)
-        })
-        .await
+        self.run(move |database| database.sql(put_sealed(&database.connection, &name, &value, previous.as_deref())))
+            .await
     }
 
     async fn changes(&self) -> Box<dyn Changes> {
         let seen = self.revision().await.ok();
         Box::new(Revisions { sqlite: self.clone(), seen })
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        self.run(|database| database.snapshot()).await
+    }
+
+    async fn reseal(&self, batch: &[Resealed]) -> Result<usize> {
+        let batch = batch.to_vec();
+        self.run(move |database| database.reseal(&batch)).await
     }
 }
 
@@ -232,6 +227,11 @@ impl Database {
         Ok(database)
     }
 
+    fn key_check(&self) -> Result<Option<Vec<u8>>> {
+        let check = self.connection.query_row("SELECT key_check FROM meta", [], |row| row.get(0));
+        self.sql(check.optional())
+    }
+
     fn grant(&self, names: &Names) -> Result<Option<Record>> {
         let mut statement =
             self.sql(self.connection.prepare(&format!("{GRANTS} WHERE provider = ? AND subject = ?")))?;
@@ -271,17 +271,9 @@ impl Database {
         let path = self.path.clone();
         let mut put = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let stored: Option<u64> = transaction
-                .query_row(
-                    "SELECT generation FROM grants WHERE provider = ? AND subject = ?",
-                    [record.names.provider.as_str(), record.names.subject.as_str()],
-                    |stored| stored.get(0),
-                )
-                .optional()?;
-            if stored != previous {
+            if !write_after(&transaction, record, previous)? {
                 return Ok(false);
             }
-            write(&transaction, record)?;
             transaction.commit().map(|()| true)
         };
         put().map_err(|error| classify(&path, error))
@@ -440,6 +432,21 @@ impl Cells<'_> {
     }
 }
 
+/// Writes a record if the stored generation is `previous`; whether it did.
+fn write_after(connection: &Connection, record: &Record, previous: Option<u64>) -> rusqlite::Result<bool> {
+    let stored: Option<u64> = connection
+        .query_row(
+            "SELECT generation FROM grants WHERE provider = ? AND subject = ?",
+            [record.names.provider.as_str(), record.names.subject.as_str()],
+            |stored| stored.get(0),
+        )
+        .optional()?;
+    if stored != previous {
+        return Ok(false);
+    }
+    write(connection, record).map(|()| true)
+}
+
 fn write(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
     let (provider, subject) = (record.names.provider.as_str(), record.names.subject.as_str());
     connection.execute(
@@ -473,6 +480,16 @@ fn write(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
         params![provider, subject, record.stored_at, further_scopes],
     )?;
     Ok(())
+}
+
+/// Writes a secret of the sidecar's own if what is stored is `previous`; whether it did.
+fn put_sealed(connection: &Connection, name: &str, value: &[u8], previous: Option<&[u8]>) -> rusqlite::Result<bool> {
+    let put = match previous {
+        None => connection.execute("INSERT OR IGNORE INTO sealed (name, value) VALUES (?, ?)", params![name, value]),
+        Some(previous) => connection
+            .execute("UPDATE sealed SET value = ? WHERE name = ? AND value = ?", params![value, name, previous]),
+    };
+    put.map(|changed| changed > 0)
 }
 
 /// A file name for any pair of names: they may hold slashes, dots, and 1 KiB of anything.

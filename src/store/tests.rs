@@ -1,5 +1,7 @@
 //! What the store promises, on real files.
 
+mod rekey;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +18,13 @@ use super::*;
 use crate::names::UserName;
 
 pub(super) fn keys(seed: u8) -> Keyring {
-    Keyring::from_secrets(&[Secret::new(BASE64_STANDARD.encode([seed; 32]))]).unwrap()
+    keyring(&[seed])
+}
+
+/// The first seals, all open.
+pub(super) fn keyring(seeds: &[u8]) -> Keyring {
+    let secret = |seed: &u8| Secret::new(BASE64_STANDARD.encode([*seed; 32]));
+    Keyring::from_secrets(&seeds.iter().map(secret).collect::<Vec<_>>()).unwrap()
 }
 
 pub(super) fn github() -> ProviderName {
@@ -555,8 +563,13 @@ fn spawn(directory: &TempDir, task: &str) -> (Child, BufReader<ChildStdout>) {
 #[ignore = "the other half of the tests that call `spawn`"]
 async fn other_process() {
     let Ok(directory) = std::env::var("STORE_TEST_DIRECTORY") else { return };
-    let store = Store::open(Path::new(&directory), keys(1), true).await.unwrap();
     let say = |what: &str| writeln!(std::io::stdout(), "\n{what}").unwrap();
+    if std::env::var("STORE_TEST_TASK").unwrap() == "rekey" {
+        let store = Store::open(Path::new(&directory), keyring(&[2, 1]), false).await.unwrap();
+        store.rekey(|done, _| say(&format!("sealed {done}"))).await.unwrap();
+        std::future::pending::<()>().await;
+    }
+    let store = Store::open(Path::new(&directory), keys(1), true).await.unwrap();
     if std::env::var("STORE_TEST_TASK").unwrap() == "hold" {
         let _lease = store.lease(&github(), &user("alice")).await.unwrap().unwrap();
         say("held");

@@ -178,9 +178,71 @@ async fn an_imported_token_is_in_the_status_and_opens() {
     assert_eq!((&ada["generation"], status.as_array().unwrap().len()), (&1.into(), 1));
 
     let verified = home.run(["store", "verify"]).await;
-    assert_eq!((verified.code, verified.stdout.as_str()), (0, "1 rows, 1 open, 0 do not\n"));
+    let (key, counts) = verified.stdout.split_once(": ").unwrap();
+    assert_eq!((verified.code, key.len()), (0, "key 0123456789abcdef".len()), "{}", verified.stdout);
+    assert_eq!(counts, "2 values, seals\n2 values, 2 open, 0 do not\n", "the token, and what tells a wrong key");
     let stored: Vec<u8> = files(&home.path(".local")).iter().flat_map(|path| std::fs::read(path).unwrap()).collect();
     assert!(!stored.is_empty() && !String::from_utf8_lossy(&stored).contains(CANARY), "it is stored in clear");
+}
+
+#[tokio::test]
+async fn a_key_is_replaced_while_nobody_notices() {
+    let home = Home::with_provider();
+    let config = std::fs::read_to_string(home.path("proxy.yaml")).unwrap();
+    let [old, new] = ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="];
+    let with = |keys: &[&str]| {
+        let keys = keys.join(", ");
+        std::fs::write(home.path("proxy.yaml"), format!("{config}store: {{ keys: [{keys}] }}\n")).unwrap();
+    };
+    with(&[old]);
+    for user in ["ada", "bob"] {
+        let import = ["import", "main", "--user", user, "--refresh-token-file", "-"];
+        home.run_reading(import, &format!("{CANARY}imported\n")).await;
+    }
+    with(&[new, old]);
+    let counts = async || {
+        let verified: serde_json::Value =
+            serde_json::from_str(&home.run(["store", "verify", "--json"]).await.stdout).unwrap();
+        let keys = verified["keys"].as_array().unwrap().clone();
+        keys.into_iter().map(|key| (key["values"].as_u64().unwrap(), key["seals"] == true)).collect::<Vec<_>>()
+    };
+    assert_eq!(counts().await, [(0, true), (3, false)]);
+    let rekeyed = home.run(["store", "rekey"]).await;
+    assert_eq!((rekeyed.code, rekeyed.stdout.as_str()), (0, "3 values sealed anew, 0 left\n"));
+    assert_eq!(counts().await, [(3, true), (0, false)]);
+    let verified = home.run(["store", "verify"]).await.stdout;
+    assert!(verified.contains(": 0 values, opens, and is needed no more\n"), "{verified}");
+    with(&[new]);
+    assert_eq!(counts().await, [(3, true)]);
+    let again = home.run(["store", "rekey", "--json"]).await;
+    let again_says: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!((again.code, again_says), (0, serde_json::json!({ "resealed": 0, "behind": 0, "left": [] })));
+    assert_eq!(home.run(["status", "--json"]).await.stdout.matches("\"connected\"").count(), 2);
+    with(&[old]);
+    assert_eq!(home.run(["store", "verify"]).await.code, 1);
+}
+
+#[tokio::test]
+async fn what_does_not_open_is_named_by_verify_and_rekey() {
+    // TOK-025
+    let home = Home::with_provider();
+    let import = ["import", "main", "--user", "ada", "--refresh-token-file", "-"];
+    home.run_reading(import, &format!("{CANARY}imported\n")).await;
+    let database = rusqlite::Connection::open(home.path(".local/share/sidebearer/sidebearer.db")).unwrap();
+    database.execute_batch("UPDATE grants SET refresh_token = zeroblob(70)").unwrap();
+    drop(database);
+    let said = "error: `refresh_token` of user `ada` at `main` is damaged\nhint: connect this user again\n";
+    for (command, result) in [("verify", "2 values, 1 open, 1 do not\n"), ("rekey", "0 values sealed anew, 1 left\n")] {
+        let ended = home.run(["store", command]).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (1, said), "{command}");
+        assert!(ended.stdout.ends_with(result), "{}", ended.stdout);
+    }
+    let told: serde_json::Value = serde_json::from_str(&home.run(["store", "verify", "--json"]).await.stdout).unwrap();
+    let fault = &told["faults"][0];
+    assert_eq!(
+        (&fault["user"], &fault["value"], &fault["code"]),
+        (&"ada".into(), &"refresh_token".into(), &"store_value_corrupt".into())
+    );
 }
 
 #[tokio::test]
