@@ -68,6 +68,15 @@ impl Clock {
         Now { instant, wall }
     }
 
+    /// The clock of another machine in the same test: its wall clock is set for itself.
+    #[cfg(test)]
+    pub fn elsewhere(&self) -> Self {
+        match &self.0 {
+            Source::System => Self::system(),
+            Source::Test { start, .. } => Self(Source::Test { start: *start, skew_ms: Arc::default() }),
+        }
+    }
+
     /// Sets a test's wall clock apart from its monotonic one; the machine's clocks are left alone.
     pub fn skew_wall(&self, milliseconds: i64) {
         if let Source::Test { skew_ms, .. } = &self.0 {

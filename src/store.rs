@@ -9,6 +9,8 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod key;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod postgres;
 mod record;
 mod seal;

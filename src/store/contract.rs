@@ -17,6 +17,8 @@ use super::*;
 pub(super) enum Ground {
     Embedded(TempDir),
     Shared(Box<ServerUrl>),
+    /// Of tests that need many sidecars and no PostgreSQL.
+    Memory(memory::Server),
 }
 
 macro_rules! on_every_engine {
@@ -25,6 +27,13 @@ macro_rules! on_every_engine {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $promise() {
                 super::$promise(&super::Ground::Embedded(tempfile::tempdir().unwrap())).await;
+            })*
+        }
+
+        mod in_memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $promise() {
+                super::$promise(&super::Ground::Memory(crate::store::memory::Server::new())).await;
             })*
         }
 
@@ -87,6 +96,7 @@ impl Ground {
         match self {
             Ground::Embedded(directory) => Store::open(directory.path(), keyring(seeds), true).await,
             Ground::Shared(server) => Store::connect(server, no_tls(), keyring(seeds), true).await,
+            Ground::Memory(server) => server.open_with(keyring(seeds), &memory::Process::default()).await,
         }
     }
 }

@@ -207,7 +207,7 @@ impl Tokens {
         }
     }
 
-    async fn follow_changes(&self) {
+    pub(super) async fn follow_changes(&self) {
         let mut changes = self.inner.store.watch().await;
         loop {
             let change = changes.next().await;

@@ -2,7 +2,9 @@
 
 mod ahead;
 mod discovery;
+mod fleet;
 mod grants;
+mod leases;
 mod model;
 mod outage;
 mod rejected;

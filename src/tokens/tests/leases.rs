@@ -1,0 +1,223 @@
+//! Sidecars that share a store, and leases whose holders stand still or die (SEMANTICS C14, C19).
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::fleet::{Fleet, Sidecar};
+use super::server::{Act, token};
+use super::world::pass;
+use crate::store::State;
+use crate::store::memory::Fate;
+use crate::tokens::{Bearer, Key, TokenError};
+
+/// The messages of a first renewal to the store, there and back: row, lease, row, intent. Then comes the call.
+const INTENT: u64 = 6;
+const CALL: u64 = 8;
+
+/// Two sidecars, and a user's grant.
+async fn world() -> (Fleet, Sidecar, Sidecar, Key) {
+    let fleet = Fleet::new().await;
+    let (one, other) = (fleet.sidecar().await, fleet.sidecar().await);
+    let key = one.key("alice");
+    fleet.connect(&key).await;
+    (fleet, one, other, key)
+}
+
+fn asks(sidecar: &Sidecar, key: &Key) -> JoinHandle<Result<Bearer, TokenError>> {
+    let (tokens, key) = (sidecar.tokens.clone(), key.clone());
+    tokio::spawn(async move { tokens.bearer(&key).await })
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// The sidecar's token request is answered while it stands still, or is dead.
+async fn sends_and_then(fleet: &Fleet, sidecar: &Sidecar, keys: &[Key], fate: Fate) {
+    fleet.server.book().delay = seconds(2);
+    keys.iter().for_each(|key| drop(asks(sidecar, key)));
+    pass(1.0).await;
+    match fate {
+        Fate::Die => sidecar.process.die(),
+        Fate::Stop(time) => sidecar.process.stop(time),
+        Fate::Break | Fate::Delay(_) => unreachable!(),
+    }
+    pass(2.0).await;
+    fleet.server.book().delay = Duration::ZERO;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_that_stood_still_past_its_lease_stores_its_answer_before_the_old_token_is_tried() {
+    // TOK-031, C14, C19
+    let (fleet, one, other, key) = world().await;
+    sends_and_then(&fleet, &one, std::slice::from_ref(&key), Fate::Stop(seconds(42))).await;
+    pass(33.0).await;
+    let asked = Instant::now();
+    let theirs = other.tokens.bearer(&key).await.unwrap();
+    assert!(asked.elapsed() > seconds(6), "it waited for the answer of the one that stood still");
+    assert!(fleet.server.accepts(&theirs));
+    assert_eq!(token(&one.tokens.bearer(&key).await.unwrap()), token(&theirs));
+    assert_eq!((fleet.server.calls(), fleet.row(&key).await.unwrap().generation), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_death_of_its_holder_the_old_token_is_tried_once() {
+    // TOK-024, C14: at a provider with a time of grace that brings another.
+    for grace in [true, false] {
+        let (fleet, one, other, key) = world().await;
+        fleet.server.book().grace = grace;
+        sends_and_then(&fleet, &one, std::slice::from_ref(&key), Fate::Die).await;
+        let error = other.tokens.bearer(&key).await.unwrap_err();
+        assert_eq!(error.to_string(), "no token from `acme` now: another process is renewing it");
+        pass(31.0).await;
+        let asked = Instant::now();
+        let brought = other.tokens.bearer(&key).await;
+        assert!(asked.elapsed() >= seconds(15), "it waited for an answer that the other one may have");
+        if grace {
+            assert!(fleet.server.accepts(&brought.unwrap()));
+        } else {
+            let told = "`acme` no longer honours the grant of `alice`: lost_rotation";
+            assert_eq!(brought.unwrap_err().to_string(), told);
+            pass(60.0).await;
+            assert_eq!(other.tokens.bearer(&key).await.unwrap_err().to_string(), told);
+            let lost = State::Reauthorize { reason: "lost_rotation".into() };
+            assert_eq!(fleet.row(&key).await.unwrap().state, lost);
+        }
+        assert_eq!(fleet.server.calls(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_dead_holder_s_answer_holds_up_no_other_user() {
+    // C15: at most four calls at once to one token endpoint.
+    let (fleet, one, other, key) = world().await;
+    let users = ["bob", "carol", "dave", "erin"].map(|user| one.key(user));
+    join_all(users.iter().map(|key| fleet.connect(key))).await;
+    sends_and_then(&fleet, &one, &users, Fate::Die).await;
+    pass(33.0).await;
+    let waiting: Vec<_> = users.iter().map(|key| asks(&other, key)).collect();
+    pass(2.0).await;
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    let asked = Instant::now();
+    other.tokens.bearer(&key).await.unwrap();
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_sent_in_the_lease_s_time_is_not_sent() {
+    // C19: nobody may send it while another one takes the lease for its own.
+    let (fleet, one, _, key) = world().await;
+    one.process.meets(CALL, Fate::Stop(seconds(20)));
+    let error = one.tokens.bearer(&key).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no token from `acme` now: it took too long to reach the authorization server; nothing was sent"
+    );
+    assert_eq!((fleet.server.calls(), fleet.row(&key).await.unwrap().intent), (0, None));
+    pass(1.0).await;
+    assert!(fleet.server.accepts(&one.tokens.bearer(&key).await.unwrap()));
+    assert_eq!(fleet.server.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_has_run_out_lets_nobody_send() {
+    // TOK-031, C19
+    for taken in [true, false] {
+        let (fleet, one, other, key) = world().await;
+        one.process.meets(INTENT, Fate::Stop(seconds(10)));
+        let late = asks(&one, &key);
+        pass(6.0).await;
+        if taken {
+            other.tokens.bearer(&key).await.unwrap();
+        }
+        let error = late.await.unwrap().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no token from `acme` now: the store fails: the right to renew the grant of user `alice` at `acme` has run out"
+        );
+        assert_eq!(fleet.server.calls(), usize::from(taken));
+        pass(1.0).await;
+        let bearer = one.tokens.bearer(&key).await.unwrap();
+        assert_eq!((fleet.server.calls(), bearer.generation), (1, 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_is_away_tokens_are_used_and_none_is_redeemed() {
+    // TOK-032, C19
+    let (fleet, one, _, key) = world().await;
+    let first = one.tokens.bearer(&key).await.unwrap();
+    fleet.shared.away(true);
+    pass(3590.0).await;
+    assert_eq!(token(&one.tokens.bearer(&key).await.unwrap()), token(&first));
+    pass(10.0).await;
+    let error = one.tokens.bearer(&key).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no token from `acme` now: the store fails: the store `memory` is away: nobody is there"
+    );
+    assert_eq!(fleet.server.calls(), 1);
+    fleet.shared.away(false);
+    pass(61.0).await;
+    assert!(fleet.server.accepts(&one.tokens.bearer(&key).await.unwrap()));
+    assert_eq!(fleet.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_the_store_cannot_take_is_stored_when_it_is_back_whoever_has_the_lease_by_then() {
+    // TOK-022, TOK-032, C13
+    let (fleet, one, other, key) = world().await;
+    fleet.server.book().delay = seconds(2);
+    let brought = asks(&one, &key);
+    pass(1.0).await;
+    fleet.shared.away(true);
+    let first = brought.await.unwrap().unwrap();
+    pass(120.0).await;
+    fleet.shared.away(false);
+    let theirs = other.tokens.bearer(&key).await.unwrap();
+    assert_eq!((token(&theirs), fleet.server.calls()), (token(&first), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_for_one_user_ends_no_rest_of_another() {
+    let (fleet, one, other, alice) = world().await;
+    let bob = one.key("bob");
+    fleet.connect(&bob).await;
+    fleet.server.book().acts.push_back(Act::Say(401, &[], r#"{"error":"invalid_client"}"#));
+    one.tokens.bearer(&bob).await.unwrap_err();
+    let rests = || async {
+        pass(2.0).await;
+        let before = fleet.server.calls();
+        let error = one.tokens.bearer(&bob).await.unwrap_err();
+        assert_eq!((error.code(), fleet.server.calls()), ("fix_configuration", before));
+    };
+    // A renewal of another user, and, after a time without news, perhaps anything.
+    other.tokens.bearer(&alice).await.unwrap();
+    rests().await;
+    one.process.cut_off(true);
+    fleet.connect(&alice).await;
+    pass(1.0).await;
+    one.process.cut_off(false);
+    rests().await;
+    // A grant of his own.
+    fleet.connect(&bob).await;
+    pass(1.0).await;
+    assert!(fleet.server.accepts(&one.tokens.bearer(&bob).await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_sidecar_brings_the_others_have_without_a_call() {
+    // C19
+    let (fleet, one, other, key) = world().await;
+    let (first, same) = (one.tokens.bearer(&key).await.unwrap(), other.tokens.bearer(&key).await.unwrap());
+    assert_eq!(token(&first), token(&same));
+    fleet.server.revoke(&first);
+    let second = one.tokens.renew(&key, &first).await.unwrap();
+    pass(1.0).await;
+    fleet.shared.away(true);
+    assert_eq!(token(&other.tokens.bearer(&key).await.unwrap()), token(&second));
+    assert_eq!(fleet.server.calls(), 2);
+}
