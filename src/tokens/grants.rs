@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::known::{Asked, Known, NoEndpoint, Refusal, Revocation};
-use super::slot::Slot;
+use super::slot::{Slot, Token};
 use super::{Bearer, Cause, Inner, Key, TokenError, Tokens};
 use crate::events::TokenChange;
 use crate::names::{ProviderName, Subject, UserName};
@@ -251,15 +251,22 @@ impl Tokens {
 
     /// Another process has stored a newer grant than the one that brought the token at hand.
     async fn take_over(&self, slot: &Arc<Slot>) {
-        let Key { provider, subject, target } = &slot.key;
+        let Key { provider, subject, .. } = &slot.key;
         let row = self.inner.store.grant(provider, subject).await;
-        if row.is_ok_and(|row| row.is_some_and(|row| row.target != **target)) {
-            // Renewed by a sidecar with other scopes, for itself. To renew it for these would be news to that one in turn,
-            // and so on for ever: only a request that needs a token does.
+        if row.is_ok_and(|row| row.is_some_and(|row| self.is_no_use(&row, &slot.key))) {
+            // To renew it for this one would be news to that process in turn, and so on for ever: only a request that
+            // needs a token does.
             return slot.awake();
         }
         // The token at hand serves until the new one is there.
         drop(Inner::fly(&self.inner, slot, &mut slot.lock(), Cause::Ahead));
+    }
+
+    /// Whether another process has renewed it for itself only: with other scopes, or with a wall clock far from ours.
+    fn is_no_use(&self, row: &Row, key: &Key) -> bool {
+        let now = self.inner.clock.now();
+        let is_over = |access| !Token::stored(access, row.generation, now, Duration::ZERO).lives(now);
+        row.target != *key.target || row.access.as_ref().is_some_and(is_over)
     }
 
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {

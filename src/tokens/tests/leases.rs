@@ -209,6 +209,18 @@ async fn what_is_written_for_one_user_ends_no_rest_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn sidecars_whose_clocks_are_a_day_apart_do_not_renew_for_each_other_for_ever() {
+    // TOK-034
+    let (fleet, one, other, key) = world().await;
+    one.clock.skew_wall(24 * 3600 * 1000);
+    let (first, second) = (other.tokens.bearer(&key).await.unwrap(), one.tokens.bearer(&key).await.unwrap());
+    pass(600.0).await;
+    assert_eq!(fleet.server.calls(), 2);
+    assert_eq!(token(&other.tokens.bearer(&key).await.unwrap()), token(&first));
+    assert_eq!(token(&one.tokens.bearer(&key).await.unwrap()), token(&second));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_one_sidecar_brings_the_others_have_without_a_call() {
     // C19
     let (fleet, one, other, key) = world().await;
