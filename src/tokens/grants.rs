@@ -22,6 +22,8 @@ use crate::upstream::{CallError, Reply};
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// How soon a store is asked again that could not say what has changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// When it is looked whether a change was made all the same, one after the other: the request for it may have been held up.
+const FIND_OUT_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(55)];
 /// How long to wait before a grant that could not be stored is tried again.
 const STORE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -153,8 +155,14 @@ impl Tokens {
         provider: &ProviderName,
         subject: &Subject,
     ) -> Result<Option<Revocation>, StoreError> {
-        let (inner, provider, subject) = (self.inner.clone(), provider.clone(), subject.clone());
-        let leaving = self.inner.drain.spawn(async move { inner.disconnect(&provider, &subject).await });
+        let (tokens, provider, subject) = (self.clone(), provider.clone(), subject.clone());
+        let leaving = self.inner.drain.spawn(async move {
+            let left = tokens.inner.disconnect(&provider, &subject).await;
+            if left.is_err() {
+                tokens.find_out(Change::Of(provider, subject));
+            }
+            left
+        });
         leaving.await.unwrap_or_else(|_| Ok(Some(Revocation::Failed("it broke off".into()))))
     }
 
@@ -211,10 +219,31 @@ impl Tokens {
         let mut changes = self.inner.store.watch().await;
         loop {
             let change = changes.next().await;
-            // It is told once.
-            while self.reconcile(&change).await.is_err() {
-                tokio::time::sleep(LOOK_AGAIN).await;
+            self.notice(&change).await;
+        }
+    }
+
+    /// Looks whether a change was made whose answer did not come. Nobody else tells of what this process does.
+    fn find_out(&self, change: Change) {
+        let tokens = self.clone();
+        tokio::spawn(async move {
+            let looks = async {
+                for wait in FIND_OUT_AFTER {
+                    tokio::time::sleep(wait).await;
+                    tokens.notice(&change).await;
+                }
+            };
+            tokio::select! {
+                () = tokens.inner.drain.started() => {}
+                () = looks => {}
             }
+        });
+    }
+
+    async fn notice(&self, change: &Change) {
+        // It is told once.
+        while self.reconcile(change).await.is_err() {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
@@ -341,10 +370,11 @@ impl Inner {
     }
 
     async fn disconnect(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Revocation>, StoreError> {
-        let Some(removed) = self.store.remove(provider, subject).await? else { return Ok(None) };
+        let removed = self.store.remove(provider, subject).await?;
         let slots = self.slots.iter().map(|slot| slot.value().clone());
         let concerned = slots.filter(|slot| slot.key.provider == *provider && slot.key.subject == *subject);
         concerned.collect::<Vec<_>>().iter().for_each(|slot| slot.forget());
+        let Some(removed) = removed else { return Ok(None) };
         let key = (provider.clone(), subject.clone());
         self.tell_of(key, TokenChange::Disconnected);
         let token = match (&removed.refresh_token, &removed.access_token) {

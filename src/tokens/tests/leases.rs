@@ -221,6 +221,25 @@ async fn sidecars_whose_clocks_are_a_day_apart_do_not_renew_for_each_other_for_e
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disconnect_whose_answer_is_lost_is_found_out() {
+    // TOK-038
+    for again in [true, false] {
+        let (fleet, one, _, key) = world().await;
+        one.tokens.bearer(&key).await.unwrap();
+        one.process.meets(1, Fate::Break);
+        let error = one.tokens.disconnect(&key.provider, &key.subject).await.unwrap_err();
+        assert_eq!(error.to_string(), "the store `memory` is away: its answer was lost");
+        assert_eq!(fleet.row(&key).await, None);
+        if again {
+            assert_eq!(one.tokens.disconnect(&key.provider, &key.subject).await.unwrap(), None);
+        } else {
+            pass(1.0).await;
+        }
+        assert_eq!(one.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_one_sidecar_brings_the_others_have_without_a_call() {
     // C19
     let (fleet, one, other, key) = world().await;
