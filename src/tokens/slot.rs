@@ -428,5 +428,9 @@ fn header(secret: &Secret) -> HeaderValue {
 
 /// From 0 to 1, for jitter only.
 fn random() -> f64 {
+    #[cfg(test)]
+    if let Some(number) = super::tests::jitter() {
+        return number;
+    }
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }

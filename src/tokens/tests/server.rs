@@ -167,13 +167,37 @@ impl Server {
     /// Whose token it is, as the server sees it.
     pub fn owner(&self, bearer: &Bearer) -> String {
         let book = self.book();
-        book.access(bearer).unwrap().grant.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned()
+        user_of(&book.access(bearer).unwrap().grant).to_owned()
     }
 
     /// The refresh token that is good now for the grant of an access token.
     pub fn newest_refresh_token(&self, bearer: &Bearer) -> String {
         let book = self.book();
         book.grants[&book.access(bearer).unwrap().grant].current.clone()
+    }
+
+    /// Who granted it.
+    pub fn user_of(&self, refresh_token: &str) -> String {
+        user_of(&self.book().refresh_tokens[refresh_token]).to_owned()
+    }
+
+    /// Whether both tokens are of one grant.
+    pub fn is_of(&self, bearer: &Bearer, refresh_token: &str) -> bool {
+        let book = self.book();
+        book.access(bearer).is_some_and(|access| book.refresh_tokens.get(refresh_token) == Some(&access.grant))
+    }
+
+    /// Whether it would bring a token now.
+    pub fn honours(&self, refresh_token: &str) -> bool {
+        let book = self.book();
+        let grant = &book.grants[&book.refresh_tokens[refresh_token]];
+        !grant.dead && (book.grace || grant.current == refresh_token)
+    }
+
+    /// Whether a token still lives after so long.
+    pub fn lives_for(&self, bearer: &Bearer, time: Duration) -> bool {
+        let book = self.book();
+        book.access(bearer).is_some_and(|access| access.ends.is_none_or(|end| Instant::now() + time < end))
     }
 
     /// The upstream no longer takes this token.
@@ -199,6 +223,7 @@ impl Servers for Server {
                 return Ok(reply(200, &[], b""));
             }
             let refresh_token = fields.get("refresh_token").cloned();
+            let consent_of = fields.get("code").and_then(|code| code.strip_prefix("of ")).map(str::to_owned);
             let scope = fields.get("scope").cloned();
             let (act, delay) =
                 self.book().begin(Call { at: Instant::now(), host, refresh_token: refresh_token.clone(), scope });
@@ -209,13 +234,13 @@ impl Servers for Server {
             let mut book = self.book();
             book.at_once -= 1;
             match act {
-                Act::Serve | Act::Hang => Ok(book.serve(refresh_token)),
+                Act::Serve | Act::Hang => Ok(book.serve_either(refresh_token, consent_of)),
                 Act::Say(status, headers, body) => Ok(reply(status, headers, body.as_bytes())),
                 Act::Lose => {
-                    book.serve(refresh_token);
+                    book.serve_either(refresh_token, consent_of);
                     Err(CallError::Broken)
                 }
-                Act::TakeCode => Ok(book.take_code()),
+                Act::TakeCode => Ok(book.take_code("consent")),
                 Act::Refuse => Err(CallError::Connect("refused".into())),
                 Act::Panic => {
                     drop(book);
@@ -276,8 +301,16 @@ impl Book {
         self.answer(&name, replacement)
     }
 
-    fn take_code(&mut self) -> Reply {
-        let name = format!("consent{}", self.next());
+    /// A code names its user, where a test wants to know.
+    fn serve_either(&mut self, refresh_token: Option<String>, consent_of: Option<String>) -> Reply {
+        match consent_of {
+            Some(user) => self.take_code(&user),
+            None => self.serve(refresh_token),
+        }
+    }
+
+    fn take_code(&mut self, user: &str) -> Reply {
+        let name = format!("{user}{}", self.next());
         let refresh_token = self.new_refresh_token(&name);
         self.grants.insert(name.clone(), Grant { current: refresh_token.clone(), ..Grant::default() });
         self.answer(&name, Some(refresh_token))
@@ -336,6 +369,10 @@ impl Access {
     fn is_over(&self) -> bool {
         self.ends.is_some_and(|end| end <= Instant::now())
     }
+}
+
+fn user_of(grant: &str) -> &str {
+    grant.trim_end_matches(|c: char| c.is_ascii_digit())
 }
 
 pub(super) fn token(bearer: &Bearer) -> &str {
