@@ -271,7 +271,7 @@ impl Tokens {
             }
             match slot.generation() {
                 None => slot.awake(),
-                Some(held) if *stored > held => self.take_over(slot).await,
+                Some(held) if *stored > held => self.take_over(slot, *stored).await,
                 Some(_) => {}
             }
         }
@@ -279,7 +279,7 @@ impl Tokens {
     }
 
     /// Another process has stored a newer grant than the one that brought the token at hand.
-    async fn take_over(&self, slot: &Arc<Slot>) {
+    async fn take_over(&self, slot: &Arc<Slot>, stored: u64) {
         let Key { provider, subject, .. } = &slot.key;
         let row = self.inner.store.grant(provider, subject).await;
         if row.is_ok_and(|row| row.is_some_and(|row| self.is_no_use(&row, &slot.key))) {
@@ -287,8 +287,12 @@ impl Tokens {
             // needs a token does.
             return slot.awake();
         }
-        // The token at hand serves until the new one is there.
-        drop(Inner::fly(&self.inner, slot, &mut slot.lock(), Cause::Ahead));
+        let mut state = slot.lock();
+        // A renewal that was under way may have found it meanwhile; one more would redeem it for nothing.
+        if state.generation().is_some_and(|held| held < stored) {
+            // The token at hand serves until the new one is there.
+            drop(Inner::fly(&self.inner, slot, &mut state, Cause::Ahead));
+        }
     }
 
     /// Whether another process has renewed it for itself only: with other scopes, or with a wall clock far from ours.
