@@ -87,7 +87,7 @@ class SharedServer:
 class Member:
     """One sidecar of a fleet, through its lives."""
 
-    def __init__(self, number, make, servers, store, entrance=None, **settings):
+    def __init__(self, number, make, servers, store, entrance=None, settings={}):
         """The provider knows it by the port at which it calls."""
         self.number = number
         self.entrance = entrance or servers.entrance()

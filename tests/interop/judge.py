@@ -25,21 +25,28 @@ class Judge:
     def generations(self):
         return len({(use["family"], use["rotation"]) for use in self.uses})
 
-    def unexcused(self):
-        """Second uses of a refresh token that no kill and no long absence of who used it first explains (C14)."""
+    def second_uses(self):
+        """Each with the one before it."""
         by_token = defaultdict(list)
         for use in self.uses:
             by_token[use["family"], use["rotation"]].append(use)
-        pairs = (pair for uses in by_token.values() for pair in pairwise(uses))
-        return [pair for pair in pairs if not self.is_excused(*pair)]
+        return [pair for uses in by_token.values() for pair in pairwise(uses)]
+
+    def unexcused(self):
+        """Second uses that no kill and no long absence of who made the first explains (C14)."""
+        return [pair for pair in self.second_uses() if not self.is_excused(*pair)]
 
     def is_excused(self, first, second):
-        for what, since, until in self.members[first["entrance"]].troubles:
-            if what == "kill" and first["at"] - SLACK <= since <= second["at"] and not self.was_stored(first, second["at"]):
-                return True
-            if what in AWAY and since <= second["at"] and until >= first["at"] - SLACK:
-                return True
-        return False
+        kills = (since for what, since, _ in self.troubles(first) if what == "kill")
+        was_killed = any(first["at"] - SLACK <= since <= second["at"] for since in kills)
+        return was_killed and not self.was_stored(first, second["at"]) or self.was_away(first)
+
+    def was_away(self, use):
+        """In the midst of it, for longer than it is waited for."""
+        return any(what in AWAY and since - SLACK <= use["at"] <= until for what, since, until in self.troubles(use))
+
+    def troubles(self, use):
+        return self.members[use["entrance"]].troubles
 
     def was_stored(self, use, by):
         return any(stored is not None and use["at"] - SLACK < stored < by for _, stored in self.told(use))
@@ -48,9 +55,14 @@ class Judge:
         return self.renewals[use["entrance"]][use["user"]]
 
     def unreported(self):
-        """Users of whom we have cost the provider more families than the store has told of, or fewer."""
+        """Users of whom we have cost the provider more families than the store has told of, or fewer.
+
+        Where who used a token first was away so long that another one used it again, and came back, the provider's own
+        word is the last one.
+        """
         by_us = Counter(one["user"] for one in self.revoked if one["user"] not in self.fleet.guests)
-        told = Counter(user for user, reason in self.fleet.losses if reason == "lost_rotation")
+        away = {first["user"] for first, _ in self.second_uses() if self.was_away(first)}
+        told = Counter(user for user, reason in self.fleet.losses if reason == "lost_rotation" or user in away)
         return {user: (by_us[user], told[user]) for user in by_us | told if by_us[user] != told[user]}
 
     def refused_for_nothing(self):

@@ -5,7 +5,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import { Provider } from 'oidc-provider';
 
 import { devicePages, interactions, pausePage } from './interactions.mjs';
-import { send } from './state.mjs';
+import { send, stopped } from './state.mjs';
 
 export const ISSUER = 'https://auth.test';
 const GRANT_TYPES = ['authorization_code', 'refresh_token', 'client_credentials'];
@@ -171,7 +171,9 @@ function killAround(response, world) {
     const { end } = response;
     response.end = (...answer) => {
       send(pid, signal);
-      return end.apply(response, answer);
+      if (signal === 'SIGKILL') return end.apply(response, answer);
+      stopped(pid).then(() => end.apply(response, answer));
+      return response;
     };
   } else {
     response.once('finish', () => world.killLater(pid, signal, microseconds));

@@ -1,5 +1,6 @@
 // What the servers have seen, and how the tests have told them to behave.
 
+import { readdirSync, readFileSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 
 import { Ledger } from './ledger.mjs';
@@ -140,5 +141,15 @@ export function send(pid, signal) {
     process.kill(pid, signal);
   } catch (error) {
     if (error.code !== 'ESRCH') throw error;
+  }
+}
+
+// Waits until all its threads stand still: the first of them to see the signal tells the others.
+export async function stopped(pid) {
+  const stands = (thread) => /\) [TtZX]/.test(readFileSync(`/proc/${pid}/task/${thread}/stat`, 'latin1'));
+  try {
+    while (!readdirSync(`/proc/${pid}/task`).every(stands)) await new Promise((resolve) => { setTimeout(resolve, 1); });
+  } catch (error) {
+    if (!['ENOENT', 'ESRCH'].includes(error.code)) throw error;
   }
 }
