@@ -281,7 +281,11 @@ pub async fn open_store(settings: &Settings, create: bool) -> Result<Store, AppE
     open_with(settings, keys(settings, create).await?, create).await
 }
 
-async fn open_with(settings: &Settings, keys: Keyring, create: bool) -> Result<Store, AppError> {
+/// As [`open_store`], with keys that were fetched before.
+///
+/// # Errors
+/// See [`StoreError`].
+pub async fn open_with(settings: &Settings, keys: Keyring, create: bool) -> Result<Store, AppError> {
     let Some(server) = &settings.store_url else {
         return Ok(Store::open(&settings.store_path, keys, create).await?);
     };
@@ -309,10 +313,28 @@ async fn await_store(settings: &Settings) -> Result<Store, AppError> {
 }
 
 async fn keys(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
+    match given_keys(settings).await? {
+        Some(keys) => Ok(keys),
+        None => own_key(settings, create),
+    }
+}
+
+/// The keys at hand, whether or not there is a store. None is made.
+///
+/// # Errors
+/// See [`KeyError`].
+pub async fn keys_at_hand(settings: &Settings) -> Result<Keyring, AppError> {
+    match given_keys(settings).await? {
+        Some(keys) => Ok(keys),
+        None => Ok(Keyring::load(&settings.key_path)?),
+    }
+}
+
+async fn given_keys(settings: &Settings) -> Result<Option<Keyring>, AppError> {
     match &settings.key_command {
-        Some(command) => Ok(Keyring::from_command(command).await?),
-        None if settings.store_keys.is_empty() => own_key(settings, create),
-        None => Ok(Keyring::from_secrets(&settings.store_keys)?),
+        Some(command) => Ok(Some(Keyring::from_command(command).await?)),
+        None if settings.store_keys.is_empty() => Ok(None),
+        None => Ok(Some(Keyring::from_secrets(&settings.store_keys)?)),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This handle knows names, rows and keys; the engines beneath it keep what is sealed.
 
+pub mod archive;
 #[cfg(test)]
 mod contract;
 mod engine;

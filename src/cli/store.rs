@@ -1,5 +1,8 @@
 //! `sidebearer store`: looks after the store.
 
+use std::fs;
+use std::io::{self, BufWriter, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -8,6 +11,7 @@ use super::CliError;
 use crate::app;
 use crate::config::Settings;
 use crate::names::Subject;
+use crate::store::archive::{Archive, ArchiveError};
 use crate::store::key::KeyId;
 use crate::store::{Fault, Kept, Verified};
 
@@ -26,6 +30,19 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write all grants to a file, sealed as they are, to import them into another store.
+    Export {
+        /// A new file, or `-` for standard output.
+        file: Option<PathBuf>,
+    },
+    /// Write into this store what was exported from another one, all of it or nothing.
+    Import {
+        /// The file, or `-` for standard input.
+        file: PathBuf,
+        /// Put it in the place of other grants and secrets that are there.
+        #[arg(long)]
+        replace: bool,
+    },
 }
 
 /// Does it; 1 when a value does not open.
@@ -33,6 +50,8 @@ pub(super) async fn store(settings: &Settings, command: &Command) -> Result<u8, 
     match command {
         Command::Verify { json } => verify(settings, *json).await,
         Command::Rekey { json } => rekey(settings, *json).await,
+        Command::Export { file } => export(settings, file.as_deref()).await,
+        Command::Import { file, replace } => import(settings, file, *replace).await,
     }
 }
 
@@ -107,6 +126,66 @@ async fn rekey(settings: &Settings, as_json: bool) -> Result<u8, CliError> {
     Ok(u8::from(left > 0))
 }
 
+async fn export(settings: &Settings, file: Option<&Path>) -> Result<u8, CliError> {
+    if file.is_none() && io::stdout().is_terminal() {
+        return Err(CliError::failed("an export is not for a terminal", "name a file, or `-` to see it all the same"));
+    }
+    let store = app::open_store(settings, false).await?;
+    let exported = match file.filter(|file| *file != Path::new("-")) {
+        Some(file) => {
+            let exported = store.export_to(file).await.map_err(|error| failed(file, &error))?;
+            anstream::println!("exported {}", moved(exported.grants, exported.removed, exported.secrets));
+            exported
+        }
+        None => {
+            let mut out = BufWriter::new(io::stdout());
+            store.export(&mut out).await.map_err(|error| failed(Path::new("standard output"), &error))?
+        }
+    };
+    for (provider, subject) in &exported.pending {
+        let user = subject.to_string();
+        anstream::eprintln!(
+            "warning: the refresh token of `{}` may be on its way to `{provider}`: stop the sidecars and export again; \
+             when none runs any more, the new store tries that token once",
+            user.escape_debug()
+        );
+    }
+    anstream::eprintln!("{ONE_STORE}");
+    Ok(0)
+}
+
+async fn import(settings: &Settings, file: &Path, replace: bool) -> Result<u8, CliError> {
+    let archive = match file == Path::new("-") {
+        true => Archive::read(io::stdin().lock()),
+        false => fs::File::open(file).map_err(ArchiveError::from).and_then(Archive::read),
+    };
+    let archive = archive.map_err(|error| failed(file, &error))?;
+    // Before there is a store: one that is made with a wrong key would only be in the way.
+    let keys = app::keys_at_hand(settings).await?;
+    archive.check(&keys).map_err(|error| failed(file, &error))?;
+    let store = app::open_with(settings, keys, true).await?;
+    let imported = store.import(&archive, replace).await.map_err(|error| failed(file, &error))?;
+    let new = moved(imported.grants, imported.removed, imported.secrets);
+    anstream::println!("imported {new}; {} there already", imported.same);
+    anstream::eprintln!("{ONE_STORE}");
+    Ok(0)
+}
+
+fn failed(file: &Path, error: &ArchiveError) -> CliError {
+    match error {
+        ArchiveError::Unopened(_) | ArchiveError::InTheWay(_) | ArchiveError::Store(_) => {
+            CliError::failed(error.to_string(), error.hint())
+        }
+        _ => CliError::failed(format!("{}: {error}", file.display()), error.hint()),
+    }
+}
+
+fn moved(grants: usize, removed: usize, secrets: usize) -> String {
+    let (grants, secrets, removed) =
+        (counted(grants, "grant"), counted(secrets, "secret"), counted(removed, "generation"));
+    format!("{grants}, {secrets}, {removed} of removed grants")
+}
+
 fn tell(faults: &[Fault]) {
     for fault in faults {
         anstream::eprintln!("error: {fault}\nhint: {}", fault.hint());
@@ -118,6 +197,7 @@ fn fault_to_json(fault: &Fault) -> Value {
         Kept::OfGrant { provider, subject, column } => {
             ("grant", Some(provider.as_str()), Some(subject), column.as_str())
         }
+        Kept::Grant { provider, subject } => ("grant", Some(provider.as_str()), Some(subject), "row"),
         Kept::Own(name) => ("secret", None, None, name.as_str()),
         Kept::Consent => ("consent", None, None, "content"),
         Kept::KeyCheck => ("key_check", None, None, "key_check"),
@@ -141,4 +221,7 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A provider that sees a refresh token twice takes it for stolen, and ends the grant.
+const ONE_STORE: &str = "warning: the sidecars of the old store must have stopped before those of the new one start, or both \
+     redeem the same refresh tokens, and the grants are lost";
 const TELL_EVERY: Duration = Duration::from_secs(1);

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use rustls::RootCertStore;
 use tempfile::TempDir;
 
-use super::engine::Resealed;
+use super::archive::{Archive, Imported};
+use super::engine::{Plan, Resealed};
 use super::postgres::ServerUrl;
 use super::tests::{MOST, alices, at, flow, github, keyring, row, user};
 use super::*;
@@ -66,6 +67,11 @@ on_every_engine! {
     a_sidecar_that_renews_all_the_time_does_not_notice_a_rekey,
     of_many_rekeys_at_once_each_value_is_done_by_one,
     whoever_goes_on_sealing_with_the_old_key_is_told_of,
+    a_store_moves_to_another_engine_and_back,
+    an_import_that_is_repeated_changes_nothing,
+    what_is_in_the_way_of_an_import_is_named_and_nothing_is_written,
+    an_import_that_replaces_gives_a_generation_that_nobody_has_had,
+    a_plan_is_carried_out_whole_or_not_at_all,
 }
 
 impl Ground {
@@ -455,6 +461,124 @@ async fn whoever_goes_on_sealing_with_the_old_key_is_told_of(ground: &Ground) {
     let rekeyed = rekeyed.await.unwrap();
     assert_eq!((rekeyed.behind, rekeyed.faults), (2, vec![]));
     assert_eq!(both.grant(&github(), &user("alice")).await.unwrap(), Some(row("alice", generation)));
+}
+
+fn embedded() -> Ground {
+    Ground::Embedded(tempfile::tempdir().unwrap())
+}
+
+async fn exported(store: &Store) -> Archive {
+    let mut file = Vec::new();
+    store.export(&mut file).await.unwrap();
+    Archive::read(&file[..]).unwrap()
+}
+
+async fn rows(store: &Store) -> Vec<Row> {
+    store.grants().await.unwrap().into_iter().map(|(.., row)| row.unwrap()).collect()
+}
+
+async fn a_store_moves_to_another_engine_and_back(ground: &Ground) {
+    let (first, last) = (embedded(), embedded());
+    let before = filled(&first).await;
+    let here = ground.store_with(&[2, 1]).await;
+    let imported = here.import(&exported(&before).await, false).await.unwrap();
+    assert_eq!(imported, Imported { grants: 2, removed: 1, secrets: 1, same: 0 });
+    assert_eq!(rows(&here).await, rows(&before).await, "generations, intents and all");
+    assert_eq!(counts(&here).await, [1, 4], "the key check, and all the rest as it was sealed");
+
+    here.put(row("alice", 2), Some(1)).await.unwrap();
+    here.rekey(|_, _| {}).await.unwrap();
+    let after = last.store_with(&[2]).await;
+    let imported = after.import(&exported(&here).await, false).await.unwrap();
+    assert_eq!(imported, Imported { grants: 2, removed: 1, secrets: 1, same: 0 });
+    assert_eq!(rows(&after).await, rows(&here).await);
+    assert_eq!(after.sealed("ca").await.unwrap(), Some(Secret::new("the CA")));
+    assert_eq!(after.replace(row("gone", 1)).await.unwrap(), 2, "what a renewal of the removed grant brings is late");
+}
+
+async fn an_import_that_is_repeated_changes_nothing(ground: &Ground) {
+    let archive = exported(&filled(&embedded()).await).await;
+    let here = ground.store_with(&[2, 1]).await;
+    here.import(&archive, false).await.unwrap();
+    let before = here.engine.snapshot().await.unwrap();
+    for replace in [false, true] {
+        assert_eq!(here.import(&archive, replace).await.unwrap(), Imported { same: 4, ..Imported::default() });
+    }
+    let after = here.engine.snapshot().await.unwrap();
+    assert!(before.values() == after.values() && before.removed == after.removed);
+    here.rekey(|_, _| {}).await.unwrap();
+    let sealed_anew = here.import(&archive, false).await.unwrap();
+    assert_eq!(sealed_anew, Imported { same: 4, ..Imported::default() });
+    assert_eq!(counts(&here).await, [5, 0]);
+}
+
+async fn what_is_in_the_way_of_an_import_is_named_and_nothing_is_written(ground: &Ground) {
+    let archive = exported(&filled(&embedded()).await).await;
+    let here = ground.store().await;
+    here.put(row("alice", 9), None).await.unwrap();
+    here.put_sealed("ca", Secret::new("another CA"), None).await.unwrap();
+    here.put(Row { subject: Subject::Client, ..row("x", 8) }, None).await.unwrap();
+    here.remove(&github(), &Subject::Client).await.unwrap();
+    let before = here.engine.snapshot().await.unwrap();
+    let error = here.import(&archive, false).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the grant of the client itself at `github` was disconnected here since\n\
+         the grant of user `alice` at `github` is there already, and is another one\n\
+         the secret `ca` is there already, and is another one"
+    );
+    assert_eq!(
+        (error.code(), &*error.hint()),
+        ("archive_in_the_way", "with `--replace`, what is in the file takes its place")
+    );
+    let after = here.engine.snapshot().await.unwrap();
+    assert!(before.values() == after.values() && before.removed == after.removed);
+}
+
+async fn an_import_that_replaces_gives_a_generation_that_nobody_has_had(ground: &Ground) {
+    // TOK-038
+    let archive = exported(&filled(&embedded()).await).await;
+    let here = ground.store().await;
+    here.put(row("alice", 9), None).await.unwrap();
+    here.put(Row { subject: Subject::Client, ..row("x", 8) }, None).await.unwrap();
+    here.remove(&github(), &Subject::Client).await.unwrap();
+    here.put_sealed("ca", Secret::new("another CA"), None).await.unwrap();
+    let imported = here.import(&archive, true).await.unwrap();
+    assert_eq!(imported, Imported { grants: 2, removed: 1, secrets: 1, same: 0 });
+    assert_eq!(here.sealed("ca").await.unwrap(), Some(Secret::new("the CA")));
+    let generation = async |subject: Subject| here.grant(&github(), &subject).await.unwrap().unwrap().generation;
+    assert_eq!((generation(user("alice")).await, generation(Subject::Client).await), (10, 9));
+    // Renewals of what was there come too late.
+    let late = here.put(row("alice", 10), Some(9)).await.unwrap();
+    assert_eq!(late, Put::Stale(Box::new(Row { generation: 10, ..row("alice", 1) })));
+    assert_eq!(here.import(&archive, false).await.unwrap().same, 4, "it is still the same");
+}
+
+async fn a_plan_is_carried_out_whole_or_not_at_all(ground: &Ground) {
+    let here = filled(ground).await;
+    let before = here.engine.snapshot().await.unwrap();
+    let record = |name: &str, generation| here.sealer.record(&row(name, generation)).unwrap();
+    let names = Names { provider: github(), subject: user("bob") };
+    let plan = || Plan {
+        grants: vec![(record("bob", 1), None), (record("alice", 2), Some(1))],
+        removed: vec![(names.clone(), 4)],
+        own: vec![("new".into(), vec![1], None)],
+    };
+    let mut stale = [plan(), plan(), plan(), plan()];
+    stale[0].grants[1].1 = None;
+    stale[1].grants[1].1 = Some(7);
+    stale[2].own.push(("ca".into(), vec![1], None));
+    stale[3].own.push(("ca".into(), vec![1], Some(vec![2])));
+    for stale in stale {
+        assert!(!here.engine.carry_out(&stale).await.unwrap(), "{stale:?}");
+        let after = here.engine.snapshot().await.unwrap();
+        assert!(before.values() == after.values() && before.removed == after.removed, "{stale:?}");
+    }
+    assert!(here.engine.carry_out(&plan()).await.unwrap());
+    assert_eq!(here.engine.snapshot().await.unwrap().removed[0], (names.clone(), 4));
+    let lower = Plan { removed: vec![(names.clone(), 3)], ..Plan::default() };
+    assert!(here.engine.carry_out(&lower).await.unwrap());
+    assert_eq!(here.engine.snapshot().await.unwrap().removed[0], (names, 4), "the higher one is remembered");
 }
 
 /// Tests of what only a lease with an end can show.

@@ -85,6 +85,9 @@ pub(super) trait Engine: Send + Sync + 'static {
     /// Puts values that are sealed anew in the place of those that they were opened from, each only while that one is there,
     /// byte for byte; how many. Generations and leases stay, and nobody is told: nothing has changed but the seal.
     async fn reseal(&self, batch: &[Resealed]) -> Result<usize>;
+
+    /// Writes all of a plan, or nothing where something has changed since it was made; whether it did.
+    async fn carry_out(&self, plan: &Plan) -> Result<bool>;
 }
 
 /// What others change in a store: other processes, and other handles in this one.
@@ -183,6 +186,8 @@ pub(super) struct FlowRecord {
 pub(super) struct Snapshot {
     pub key_check: Option<Vec<u8>>,
     pub grants: Vec<(Names, Result<Record>)>,
+    /// The last generation of grants that were removed.
+    pub removed: Vec<(Names, u64)>,
     /// The sidecar's own secrets, by name.
     pub own: Vec<(String, Vec<u8>)>,
     /// The contents of flows, by what should be SHA-256 of their state.
@@ -205,6 +210,17 @@ pub(super) struct Resealed {
     pub slot: Slot,
     pub from: Vec<u8>,
     pub to: Vec<u8>,
+}
+
+/// What is to be written in one go.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Plan {
+    /// Grants, each with the generation in whose place it comes (`None`: there is no row).
+    pub grants: Vec<(Record, Option<u64>)>,
+    /// Generations of removed grants, to be remembered where no higher one is.
+    pub removed: Vec<(Names, u64)>,
+    /// The sidecar's own secrets, each with the value in whose place it comes.
+    pub own: Vec<(String, Vec<u8>, Option<Vec<u8>>)>,
 }
 
 /// What is known of a flow that was taken.

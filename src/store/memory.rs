@@ -16,8 +16,8 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio::time::Instant;
 
 use super::engine::{
-    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Resealed, Result, Slot,
-    Snapshot, StateRecord, TakenRecord,
+    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
+    Slot, Snapshot, StateRecord, TakenRecord,
 };
 use super::key::Keyring;
 use super::record::{KEY_CHECK, Sealer};
@@ -317,6 +317,7 @@ impl Engine for Memory {
         self.call(|tables| Snapshot {
             key_check: Some(tables.key_check.clone()),
             grants: tables.grants.iter().map(|(names, record)| (names.clone(), Ok(record.clone()))).collect(),
+            removed: tables.removed.iter().map(|(names, last)| (names.clone(), *last)).collect(),
             own: tables.sealed.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             flows: tables.flows.iter().map(|(id, (flow, _))| (id.to_vec(), flow.content.clone())).collect(),
         })
@@ -334,6 +335,30 @@ impl Engine for Memory {
                 }
             }
             replaced
+        })
+        .await
+    }
+
+    async fn carry_out(&self, plan: &Plan) -> Result<bool> {
+        let plan = plan.clone();
+        let tell: Vec<_> = plan.grants.iter().map(|(record, _)| self.tells(&record.names)).collect();
+        self.call(move |tables| {
+            let unchanged = |(record, previous): &(Record, _)| tables.generation(&record.names) == *previous;
+            let untouched = |(name, _, previous): &(_, _, _)| tables.sealed.get(name) == Option::as_ref(previous);
+            if !plan.grants.iter().all(unchanged) || !plan.own.iter().all(untouched) {
+                return false;
+            }
+            for (record, previous) in plan.grants {
+                previous.map(|_| tables.leases.remove(&record.names));
+                tables.write(record);
+            }
+            tables.sealed.extend(plan.own.into_iter().map(|(name, value, _)| (name, value)));
+            for (names, last) in plan.removed {
+                let known = tables.removed.entry(names).or_default();
+                *known = last.max(*known);
+            }
+            tell.into_iter().for_each(|tell| tell());
+            true
         })
         .await
     }

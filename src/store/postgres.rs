@@ -23,7 +23,7 @@ use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::engine::{
-    Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Resealed, Result, Snapshot,
+    Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result, Snapshot,
     StateRecord, TakenRecord,
 };
 use super::record::hex;
@@ -356,6 +356,10 @@ impl Engine for Postgres {
 
     async fn reseal(&self, batch: &[Resealed]) -> Result<usize> {
         self.replace_seals(batch).await
+    }
+
+    async fn carry_out(&self, plan: &Plan) -> Result<bool> {
+        self.write_all(plan).await
     }
 }
 

@@ -18,7 +18,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use sha2::{Digest, Sha256};
 
 use super::engine::{
-    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Record, Resealed, Result,
+    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
     Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
@@ -172,6 +172,11 @@ impl Engine for Sqlite {
     async fn reseal(&self, batch: &[Resealed]) -> Result<usize> {
         let batch = batch.to_vec();
         self.run(move |database| database.reseal(&batch)).await
+    }
+
+    async fn carry_out(&self, plan: &Plan) -> Result<bool> {
+        let plan = plan.clone();
+        self.run(move |database| database.carry_out(&plan)).await
     }
 }
 

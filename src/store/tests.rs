@@ -1,5 +1,6 @@
 //! What the store promises, on real files.
 
+mod archive;
 mod rekey;
 
 use std::collections::HashSet;

@@ -48,6 +48,13 @@ pub struct Fault {
 /// Something that is kept in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kept {
+    /// A grant.
+    Grant {
+        /// Who gave it.
+        provider: ProviderName,
+        /// For whom.
+        subject: Subject,
+    },
     /// A column of a grant.
     OfGrant {
         /// Who gave it.
@@ -136,7 +143,7 @@ impl Snapshot {
 
 impl Sealer {
     /// What is wrong with a store, each with its place.
-    fn faults(&self, snapshot: &Snapshot, values: &[(Slot, &[u8])]) -> Vec<Fault> {
+    pub(super) fn faults(&self, snapshot: &Snapshot, values: &[(Slot, &[u8])]) -> Vec<Fault> {
         let mut faults: Vec<Fault> = values.iter().filter_map(|(slot, sealed)| self.fault(slot, sealed)).collect();
         for (names, record) in &snapshot.grants {
             let opened = record.as_ref().map(|record| self.row(record.clone()).err());
@@ -197,6 +204,10 @@ impl Slot {
 }
 
 impl Kept {
+    pub(super) fn grant(names: &Names) -> Self {
+        Kept::Grant { provider: names.provider.clone(), subject: names.subject.clone() }
+    }
+
     pub(super) fn of_grant(names: &Names, column: &str) -> Self {
         Kept::OfGrant { provider: names.provider.clone(), subject: names.subject.clone(), column: column.into() }
     }
@@ -212,7 +223,7 @@ impl Fault {
     pub fn hint(&self) -> String {
         match &self.what {
             _ if self.sealed_with.is_some() => "put that key back into `store.keys`, behind the first".into(),
-            Kept::OfGrant { .. } => "connect this user again".into(),
+            Kept::Grant { .. } | Kept::OfGrant { .. } => "connect this user again".into(),
             Kept::Consent => "nothing: it ends by itself, and the user begins anew".into(),
             Kept::Own(_) | Kept::KeyCheck => "put the store back from a backup".into(),
         }
@@ -231,17 +242,22 @@ impl fmt::Display for Fault {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kept::OfGrant { provider, subject: Subject::Client, column } => {
-                write!(f, "`{column}` of the client's own grant at `{provider}`")
-            }
             Kept::OfGrant { provider, subject, column } => {
-                // A name is somebody else's text: nothing in it may steer a terminal.
-                write!(f, "`{column}` of user `{}` at `{provider}`", subject.as_str().escape_debug())
+                write!(f, "`{column}` of {} at `{provider}`", spoken(subject))
             }
+            Kept::Grant { provider, subject } => write!(f, "the grant of {} at `{provider}`", spoken(subject)),
             Kept::Own(name) => write!(f, "the secret `{}`", name.escape_debug()),
             Kept::Consent => f.write_str("a consent that is under way"),
             Kept::KeyCheck => f.write_str("the key check"),
         }
+    }
+}
+
+/// A name is somebody else's text: nothing in it may steer a terminal.
+fn spoken(subject: &Subject) -> String {
+    match subject {
+        Subject::Client => "the client itself".into(),
+        Subject::User(name) => format!("user `{}`", name.as_str().escape_debug()),
     }
 }
 

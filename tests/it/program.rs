@@ -223,6 +223,60 @@ async fn a_key_is_replaced_while_nobody_notices() {
 }
 
 #[tokio::test]
+async fn a_store_is_moved_in_a_file_that_is_of_no_use_without_the_key() {
+    // LEK-011
+    let (old, new) = (Home::with_provider(), Home::with_provider());
+    for user in ["ada", "bob"] {
+        let import = ["import", "main", "--user", user, "--refresh-token-file", "-"];
+        old.run_reading(import, &format!("{CANARY}imported\n")).await;
+    }
+    let warning = "warning: the sidecars of the old store must have stopped before those of the new one start, or both \
+                   redeem the same refresh tokens, and the grants are lost\n";
+    let exported = old.run(["store", "export", "grants.jsonl"]).await;
+    let said = "exported 2 grants, 0 secrets, 0 generations of removed grants\n";
+    assert_eq!((exported.code, exported.stdout.as_str(), exported.stderr.as_str()), (0, said, warning));
+    let file = std::fs::read_to_string(old.path("grants.jsonl")).unwrap();
+    assert!(!file.contains(CANARY));
+    let again = old.run(["store", "export", "grants.jsonl"]).await;
+    let said = "error: grants.jsonl: there is such a file already\nhint: name a new file\n";
+    assert_eq!((again.code, again.stderr.as_str()), (1, said));
+    for arguments in [&["store", "export"][..], &["store", "export", "-"]] {
+        let shown = old.run(arguments).await;
+        assert_eq!((shown.code, shown.stdout.lines().count(), shown.stderr.as_str()), (0, 4, warning));
+    }
+
+    // Nothing is made where the key is missing, or another one.
+    let refused = new.run_reading(["store", "import", "-"], &file).await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("there is no key file at"), "{}", refused.stderr);
+    assert!(!new.path(".local").exists() && !new.path(".config").exists());
+    std::fs::create_dir_all(new.path(".config/sidebearer")).unwrap();
+    std::fs::copy(old.path(".config/sidebearer/key"), new.path(".config/sidebearer/key")).unwrap();
+    let cut = new.run_reading(["store", "import", "-"], &file[..file.len() - 9]).await;
+    let said = "error: -: it was cut off: its last line is missing\n\
+                hint: copy it again from where it was exported, or export it again\n";
+    assert_eq!((cut.code, cut.stderr.as_str()), (1, said));
+    assert!(!new.path(".local").exists());
+
+    for said in [
+        "imported 2 grants, 0 secrets, 0 generations of removed grants; 0 there already\n",
+        "imported 0 grants, 0 secrets, 0 generations of removed grants; 2 there already\n",
+    ] {
+        let imported = new.run_reading(["store", "import", "-"], &file).await;
+        assert_eq!((imported.code, imported.stdout.as_str(), imported.stderr.as_str()), (0, said, warning));
+    }
+    assert_eq!(new.run(["status", "--json"]).await.stdout, old.run(["status", "--json"]).await.stdout);
+
+    let import = ["import", "main", "--user", "ada", "--refresh-token-file", "-"];
+    new.run_reading(import, &format!("{CANARY}another\n")).await;
+    let refused = new.run_reading(["store", "import", "-"], &file).await;
+    let said = "error: the grant of user `ada` at `main` is there already, and is another one\n\
+                hint: with `--replace`, what is in the file takes its place\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (1, said));
+    assert_eq!(new.run_reading(["store", "import", "--replace", "-"], &file).await.code, 0);
+}
+
+#[tokio::test]
 async fn what_does_not_open_is_named_by_verify_and_rekey() {
     // TOK-025
     let home = Home::with_provider();

@@ -6,24 +6,29 @@ use deadpool_postgres::{ClientWrapper, Object, Transaction};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{IsolationLevel, Row};
 
-use super::super::engine::{Names, Resealed, Result, Slot, Snapshot};
-use super::Postgres;
+use super::super::engine::{Names, Plan, Resealed, Result, Slot, Snapshot};
+use super::{PUT_FIRST, PUT_NEXT, PUT_SEALED, Parameters, Postgres, REPLACE_SEALED, Values, signed};
 
 type Done<T> = std::result::Result<T, tokio_postgres::Error>;
 
 impl Postgres {
     pub(super) async fn all_of_it(&self) -> Result<Snapshot> {
         let mut connection = self.own_connection().await?;
-        let [meta, grants, own, flows] = self.in_time(ALL, everything(&mut connection)).await?;
+        let [meta, grants, removed, own, flows] = self.in_time(ALL, everything(&mut connection)).await?;
         let grant = |row| {
             let cells = self.cells(row)?;
             Ok((cells.names.clone(), cells.record()))
+        };
+        let removed_one = |row| {
+            let cells = self.cells(row)?;
+            Ok((cells.names.clone(), cells.generation()?))
         };
         let secret = |row| Ok((self.get(row, "name")?, self.get(row, "value")?));
         let flow = |row| Ok((self.get(row, "id")?, self.get(row, "content")?));
         Ok(Snapshot {
             key_check: meta.first().map(|row| self.get(row, "key_check")).transpose()?,
             grants: grants.iter().map(grant).collect::<Result<_>>()?,
+            removed: removed.iter().map(removed_one).collect::<Result<_>>()?,
             own: own.iter().map(secret).collect::<Result<_>>()?,
             flows: flows.iter().map(flow).collect::<Result<_>>()?,
         })
@@ -42,6 +47,41 @@ impl Postgres {
         self.in_time(BATCH, work).await
     }
 
+    pub(super) async fn write_all(&self, plan: &Plan) -> Result<bool> {
+        let mut connection = self.own_connection().await?;
+        let work = async {
+            let transaction = connection.transaction().await?;
+            if !self.write_grants(&transaction, plan).await? || !write_secrets(&transaction, plan).await? {
+                return transaction.rollback().await.map(|()| false);
+            }
+            for (names, generation) in &plan.removed {
+                let (provider, subject) = (names.provider.as_str(), names.subject.as_str());
+                let generation = signed(*generation);
+                let parameters: Parameters<'_> =
+                    &[(&provider, Type::TEXT), (&subject, Type::TEXT), (&generation, Type::INT8)];
+                transaction.query_typed(REMEMBER, parameters).await?;
+            }
+            transaction.commit().await.map(|()| true)
+        };
+        self.in_time(ALL, work).await
+    }
+
+    async fn write_grants(&self, transaction: &Transaction<'_>, plan: &Plan) -> Done<bool> {
+        for (record, previous) in &plan.grants {
+            let values = Values::of(record, self.news(&record.names));
+            let mut parameters = values.parameters();
+            let previous = previous.map(signed);
+            if let Some(previous) = &previous {
+                parameters.push((previous, Type::INT8));
+            }
+            let sql = if previous.is_some() { PUT_NEXT } else { PUT_FIRST };
+            if transaction.query_typed(sql, &parameters).await?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// A connection that goes with its user: whatever becomes of the work, nobody gets it in the middle of something.
     async fn own_connection(&self) -> Result<ClientWrapper> {
         self.connection().await.map(Object::take)
@@ -56,15 +96,29 @@ impl Postgres {
 }
 
 /// The rows of each table, all as of one moment.
-async fn everything(connection: &mut ClientWrapper) -> Done<[Vec<Row>; 4]> {
+async fn everything(connection: &mut ClientWrapper) -> Done<[Vec<Row>; 5]> {
     let begin = connection.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
     let transaction = begin.start().await?;
     transaction.batch_execute("SET LOCAL statement_timeout = '60s'").await?;
-    let mut all = [const { Vec::new() }; 4];
+    let mut all = [const { Vec::new() }; 5];
     for (rows, sql) in all.iter_mut().zip(EVERYTHING) {
         *rows = transaction.query_typed(sql, &[]).await?;
     }
     transaction.commit().await.map(|()| all)
+}
+
+async fn write_secrets(transaction: &Transaction<'_>, plan: &Plan) -> Done<bool> {
+    for (name, value, previous) in &plan.own {
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(name, Type::TEXT), (value, Type::BYTEA)];
+        if let Some(previous) = previous {
+            parameters.push((previous, Type::BYTEA));
+        }
+        let sql = if previous.is_some() { REPLACE_SEALED } else { PUT_SEALED };
+        if transaction.query_typed(sql, &parameters).await?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn replace(transaction: &Transaction<'_>, Resealed { slot, from, to }: &Resealed) -> Done<usize> {
@@ -98,9 +152,10 @@ const ALL: Duration = Duration::from_secs(600);
 /// How long a batch may take: others wait for its rows.
 const BATCH: Duration = Duration::from_secs(10);
 
-const EVERYTHING: [&str; 4] = [
+const EVERYTHING: [&str; 5] = [
     "SELECT key_check FROM sidebearer.meta",
     r#"SELECT * FROM sidebearer.grants ORDER BY provider COLLATE "C", subject COLLATE "C""#,
+    r#"SELECT * FROM sidebearer.removed ORDER BY provider COLLATE "C", subject COLLATE "C""#,
     r#"SELECT name, value FROM sidebearer.sealed ORDER BY name COLLATE "C""#,
     "SELECT id, content FROM sidebearer.flows ORDER BY id",
 ];
@@ -108,3 +163,5 @@ const RESEAL_REFRESH_TOKEN: &str = "UPDATE sidebearer.grants SET refresh_token =
     WHERE provider = $3 AND subject = $4 AND refresh_token = $1 RETURNING 1";
 const RESEAL_ACCESS_TOKEN: &str = "UPDATE sidebearer.grants SET access_token = $2
     WHERE provider = $3 AND subject = $4 AND access_token = $1 RETURNING 1";
+const REMEMBER: &str = "INSERT INTO sidebearer.removed AS there (provider, subject, generation) VALUES ($1, $2, $3)
+    ON CONFLICT (provider, subject) DO UPDATE SET generation = greatest(there.generation, excluded.generation)";

@@ -3,19 +3,32 @@
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, TransactionBehavior, params};
 
-use super::super::engine::{Names, Resealed, Result, Slot, Snapshot};
-use super::{Database, classify, put_sealed};
+use super::super::engine::{Names, Plan, Resealed, Result, Slot, Snapshot};
+use super::{Database, classify, put_sealed, write_after};
 
 impl Database {
     pub(super) fn snapshot(&self) -> Result<Snapshot> {
         // Readers of one transaction see one moment, and keep no writer waiting.
         let reading = self.sql(self.connection.unchecked_transaction())?;
+        let removed =
+            self.sql(rows(&reading, "SELECT provider || '/' || subject, generation FROM removed ORDER BY 1"))?;
         Ok(Snapshot {
             key_check: self.key_check()?,
             grants: self.grants()?,
+            removed: removed
+                .into_iter()
+                .map(|(names, generation)| self.removed(names, generation))
+                .collect::<Result<_>>()?,
             own: self.sql(rows(&reading, "SELECT name, value FROM sealed ORDER BY name"))?,
             flows: self.sql(rows(&reading, "SELECT id, content FROM flows ORDER BY id"))?,
         })
+    }
+
+    /// No provider's name has a slash.
+    fn removed(&self, names: String, generation: u64) -> Result<(Names, u64)> {
+        let names = names.split_once('/').and_then(|(provider, subject)| Names::parse(provider, subject));
+        let named = names.map(|names| (names, generation));
+        named.ok_or_else(|| self.corrupt("a row has a name that is none".into()))
     }
 
     pub(super) fn reseal(&mut self, batch: &[Resealed]) -> Result<usize> {
@@ -26,6 +39,28 @@ impl Database {
             transaction.commit().map(|()| replaced)
         };
         reseal().map_err(|error| classify(&path, error))
+    }
+
+    pub(super) fn carry_out(&mut self, plan: &Plan) -> Result<bool> {
+        let path = self.path.clone();
+        let mut carry_out = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for (record, previous) in &plan.grants {
+                if !write_after(&transaction, record, *previous)? {
+                    return Ok(false);
+                }
+            }
+            for (name, value, previous) in &plan.own {
+                if !put_sealed(&transaction, name, value, previous.as_deref())? {
+                    return Ok(false);
+                }
+            }
+            for (names, generation) in &plan.removed {
+                transaction.execute(REMEMBER, params![names.provider.as_str(), names.subject.as_str(), generation])?;
+            }
+            transaction.commit().map(|()| true)
+        };
+        carry_out().map_err(|error| classify(&path, error))
     }
 }
 
@@ -50,3 +85,6 @@ fn replace(connection: &Connection, Resealed { slot, from, to }: &Resealed) -> r
         }
     }
 }
+
+const REMEMBER: &str = "INSERT INTO removed (provider, subject, generation) VALUES (?, ?, ?)
+    ON CONFLICT DO UPDATE SET generation = max(generation, excluded.generation)";
