@@ -51,7 +51,7 @@ struct Tables {
     sealed: BTreeMap<String, Vec<u8>>,
     grants: BTreeMap<Names, Record>,
     /// The last generation of what is no longer there.
-    removed: HashMap<Names, u64>,
+    removed: BTreeMap<Names, u64>,
     leases: HashMap<Names, LeaseRow>,
     flows: BTreeMap<[u8; 32], (FlowRecord, i64)>,
     /// When each grant was last given another generation, or removed.
