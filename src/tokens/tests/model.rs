@@ -33,6 +33,8 @@ const STORM: usize = 1000;
 const OTHERS_WAIT: Duration = Duration::from_secs(35 + 15);
 /// How soon a sidecar that can work again has stored what it has.
 const STORES_WITHIN: Duration = Duration::from_secs(12);
+/// What lives for so long at the provider is used: a sidecar counts from its request, 20 s before the answer at most.
+const SURELY_LIVES: Duration = Duration::from_secs(20 + 6);
 /// The wall clocks are up to a day apart, and no token of a case may seem to live again for that.
 const LONGEST: Duration = Duration::from_secs(20 * 3600);
 
@@ -86,15 +88,8 @@ enum Trouble {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (sidecar, user) = (0..SIDECARS, 0..USERS.len());
+    let (sidecar, user) = (0..SIDECARS, user());
     let at = (sidecar.clone(), user.clone());
-    let seconds = |fewest: u64, most: u64| (fewest..=most).prop_map(Duration::from_secs);
-    let fate = prop_oneof![
-        Just(Fate::Die),
-        seconds(1, 70).prop_map(Fate::Stop),
-        Just(Fate::Break),
-        seconds(1, 30).prop_map(Fate::Delay)
-    ];
     let trouble = prop_oneof![Just(Trouble::Unreachable), Just(Trouble::Down), Just(Trouble::LosesAnswer)];
     prop_oneof![
         10 => at.clone().prop_map(|(sidecar, user)| Step::Request(sidecar, user)),
@@ -103,7 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u64..50).prop_map(Step::Pass),
         6 => (0u64..60_000).prop_map(Step::Pass),
         2 => (60_000u64..5_000_000).prop_map(Step::Pass),
-        8 => (sidecar.clone(), 0u64..14, fate).prop_map(|(sidecar, ahead, fate)| Step::Meets(sidecar, ahead, fate)),
+        4 => (sidecar.clone(), 0u64..14, fate()).prop_map(|(sidecar, ahead, fate)| Step::Meets(sidecar, ahead, fate)),
         1 => sidecar.clone().prop_map(Step::Die),
         2 => (sidecar.clone(), 1u64..90).prop_map(|(sidecar, seconds)| Step::Stop(sidecar, seconds)),
         3 => sidecar.clone().prop_map(Step::Restart),
@@ -118,9 +113,43 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Most of it is about one user, or too little would come together.
+fn user() -> impl Strategy<Value = usize> + Clone {
+    prop_oneof![3 => Just(0), 1 => 0..USERS.len()]
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let seconds = |fewest: u64, most: u64| (fewest..=most).prop_map(Duration::from_secs);
+    prop_oneof![
+        Just(Fate::Die),
+        seconds(1, 70).prop_map(Fate::Stop),
+        Just(Fate::Break),
+        seconds(1, 30).prop_map(Fate::Delay)
+    ]
+}
+
+/// One step; or, since chance seldom brings it about, something that happens in a renewal, and others who are asked then.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let renewal = ((0..SIDECARS, 0..SIDECARS, user()), 0u64..14, fate(), 0u64..60_000);
+    let renewal = renewal.prop_flat_map(|((one, other, user), ahead, fate, time)| {
+        // Each of them may be left out, where it has nothing to do with a failure.
+        let steps = [
+            Step::Pass(25_000),
+            Step::Meets(one, ahead, fate),
+            Step::Request(one, user),
+            Step::Pass(time),
+            Step::Request(other, user),
+        ];
+        steps
+            .map(|step| prop::option::weighted(0.95, Just(step)))
+            .prop_map(|steps| steps.into_iter().flatten().collect())
+    });
+    prop_oneof![9 => step().prop_map(|step| vec![step]), 1 => renewal]
+}
+
 fn case() -> impl Strategy<Value = Case> {
     let lifetime = prop_oneof![Just(20u64), Just(300), Just(3600)];
-    let steps = prop::collection::vec(step(), 1..60);
+    let steps = prop::collection::vec(steps(), 1..50).prop_map(|steps| steps.concat());
     (any::<u32>(), 1..=SIDECARS, any::<bool>(), any::<bool>(), lifetime, steps).prop_map(
         |(seed, sidecars, scopes_differ, grace, lifetime, steps)| Case {
             seed,
@@ -402,7 +431,7 @@ impl Model {
             let key = sidecar.key(USERS[user]);
             sidecar.process.runs().await;
             let at_hand = held.lock().unwrap().get(&(number, user)).cloned();
-            let at_hand = at_hand.filter(|bearer| server.lives_for(bearer, Duration::from_secs(6)));
+            let at_hand = at_hand.filter(|bearer| server.lives_for(bearer, SURELY_LIVES));
             let handed_out = |bearer: &Bearer| {
                 if server.is_expired(bearer) {
                     log.accuse(format!("sidecar {number} hands out {}, which has expired", token(bearer)));
