@@ -238,18 +238,18 @@ impl Renewal<'_> {
             Err(Refusal::Failed(Failure::FixConfiguration { error }))
                 if error == "invalid_scope" && self.consents() =>
             {
-                Err(self.dead(row, error).await)
+                Err(self.dead(row, error, lease).await)
             }
             Err(Refusal::Failed(Failure::Reauthorize { error })) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
-                Err(self.dead(row, reason).await)
+                Err(self.dead(row, reason, lease).await)
             }
             Err(Refusal::Failed(Failure::FixConfiguration { error })) => {
-                self.mark(row, RowState::FixConfiguration { reason: error.clone() }).await;
+                self.mark(row, RowState::FixConfiguration { reason: error.clone() }, lease).await;
                 Err(Redeemed::No(self.refused(error)))
             }
             Err(unsent @ Refusal::Unsent(_)) if !unsure => {
-                self.mark(row, row.state.clone()).await;
+                self.mark(row, row.state.clone(), lease).await;
                 Err(Redeemed::No(self.failed(unsent)))
             }
             Err(other) => Err(Redeemed::No(self.failed(other))),
@@ -300,20 +300,26 @@ impl Renewal<'_> {
     }
 
     /// The provider refused the refresh token: for good, unless a sibling has stored a newer one (C15).
-    async fn dead(&self, row: &Row, reason: String) -> Redeemed {
+    async fn dead(&self, row: &Row, reason: String, lease: &Lease) -> Redeemed {
         match self.stored().await {
             Ok(Some(now)) if now.generation != row.generation => return Redeemed::Replaced,
             Ok(_) => {}
             Err(error) => return Redeemed::No(error),
         }
-        self.mark(row, RowState::Reauthorize { reason: reason.clone() }).await;
+        self.mark(row, RowState::Reauthorize { reason: reason.clone() }, lease).await;
         Redeemed::No(self.reauthorize(&reason))
     }
 
-    async fn mark(&self, row: &Row, state: RowState) {
-        let marked = self.inner.store.mark(&row.provider, &row.subject, row.generation, state).await;
+    /// Whoever has lost the lease leaves that to the next holder, whose intent may be in the row by now.
+    async fn mark(&self, row: &Row, state: RowState, lease: &Lease) {
+        let Row { provider, subject, generation, .. } = row;
+        let marked = match self.inner.store.prolong(lease).await {
+            Ok(true) => self.inner.store.mark(provider, subject, *generation, state).await,
+            Ok(false) => Err(StoreError::LeaseLost { provider: provider.clone(), subject: subject.clone() }),
+            Err(error) => Err(error),
+        };
         if let Err(error) = marked {
-            tracing::warn!(provider = %row.provider, subject = %row.subject, %error, "the grant's state could not be stored");
+            tracing::warn!(%provider, %subject, %error, "the grant's state could not be stored");
         }
     }
 

@@ -146,6 +146,23 @@ async fn a_lease_that_has_run_out_lets_nobody_send() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_has_lost_the_lease_takes_back_no_intent_of_the_next_holder() {
+    // TOK-031, C14
+    let (fleet, one, other, key) = world().await;
+    one.process.meets(CALL, Fate::Stop(seconds(56)));
+    let late = asks(&one, &key);
+    pass(36.0).await;
+    fleet.server.book().delay = seconds(15);
+    let theirs = asks(&other, &key);
+    pass(21.0).await;
+    assert!(late.is_finished(), "it goes on, and finds that it cannot send any more");
+    assert_eq!(fleet.server.calls(), 1, "the other one's");
+    assert!(fleet.row(&key).await.unwrap().intent.is_some());
+    assert!(fleet.server.accepts(&theirs.await.unwrap().unwrap()));
+    assert_eq!(fleet.server.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_the_store_is_away_tokens_are_used_and_none_is_redeemed() {
     // TOK-032, C19
     let (fleet, one, _, key) = world().await;
