@@ -647,6 +647,21 @@ mod ending {
 
     #[tokio::test]
     #[ignore = "needs a PostgreSQL server: tests/run has one"]
+    async fn an_inherited_lease_that_was_given_back_unused_is_inherited_again() {
+        // TOK-031, C14
+        let (one, other, client) = two().await;
+        let _late = lease(&one).await.unwrap();
+        time_passes(&client).await;
+        drop(lease(&other).await.unwrap());
+        let again = given_back(&one).await;
+        assert!(again.is_inherited(), "the late one may still be about to store an answer");
+        one.intend(&again, 1, intent()).await.unwrap();
+        drop(again);
+        assert!(!given_back(&other).await.is_inherited());
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a PostgreSQL server: tests/run has one"]
     async fn an_intent_prolongs_the_lease_until_an_answer_must_be_there() {
         // C19
         let (one, _, client) = two().await;

@@ -120,7 +120,8 @@ pub(super) type Owner = [u8; 16];
 pub(super) struct Held {
     /// Gives it back when dropped.
     pub _guard: Box<dyn Any + Send + Sync>,
-    /// Whether it was taken from one who let its time pass, and may be alive.
+    /// Whether it was taken from one who let its time pass, and may be alive; or from one who had it so, and gave it back
+    /// without an intent.
     pub inherited: bool,
 }
 

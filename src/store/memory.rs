@@ -61,6 +61,8 @@ struct Tables {
 struct LeaseRow {
     owner: Owner,
     ends: Instant,
+    /// Taken from one who let its time pass; until there is an intent of this one's own.
+    inherited: bool,
 }
 
 impl Server {
@@ -223,7 +225,7 @@ impl Engine for Memory {
         let (names, intent) = (names.clone(), intent.clone());
         self.call(move |tables| {
             let Some(lease) = tables.held(&names, owner) else { return Intended::LeaseLost };
-            lease.ends = Instant::now() + LEASE_TO_REDEEM;
+            (lease.ends, lease.inherited) = (Instant::now() + LEASE_TO_REDEEM, false);
             match tables.at(&names, generation) {
                 Some(record) => {
                     record.intent = Some(intent);
@@ -253,7 +255,7 @@ impl Engine for Memory {
                 return None;
             }
             let inherited = there.is_some();
-            tables.leases.insert(of, LeaseRow { owner, ends: now() + LEASE_TO_INTEND });
+            tables.leases.insert(of, LeaseRow { owner, ends: now() + LEASE_TO_INTEND, inherited });
             Some(inherited)
         });
         let guard = |inherited| {
@@ -417,10 +419,10 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let (engine, names, owner) = (self.engine.clone(), self.names.clone(), self.owner);
         self.runtime.spawn(async move {
-            let back = move |tables: &mut Tables| {
-                if tables.leases.get(&names).is_some_and(|lease| lease.owner == owner) {
-                    tables.leases.remove(&names);
-                }
+            let back = move |tables: &mut Tables| match tables.leases.get_mut(&names) {
+                Some(lease) if lease.owner != owner => {}
+                Some(lease) if lease.inherited => lease.ends = Instant::now(),
+                _ => drop(tables.leases.remove(&names)),
             };
             // Where it fails, the lease ends by itself, only later.
             let _ = engine.call(back).await;

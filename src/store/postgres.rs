@@ -122,10 +122,9 @@ impl Postgres {
     }
 
     async fn release(&self, names: &Names, owner: Owner) -> Result<()> {
-        let sql = "DELETE FROM sidebearer.leases WHERE provider = $1 AND subject = $2 AND owner = $3";
         let (provider, subject, owner) = (names.provider.as_str(), names.subject.as_str(), &owner[..]);
         let parameters: Parameters<'_> = &[(&provider, Type::TEXT), (&subject, Type::TEXT), (&owner, Type::BYTEA)];
-        self.query(sql, parameters).await.map(|_| ())
+        self.query(RELEASE, parameters).await.map(|_| ())
     }
 
     /// What is told to others of a change to this grant.
@@ -564,11 +563,16 @@ const PROLONG: &str = "UPDATE sidebearer.leases SET expires_at = clock_timestamp
     WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp() RETURNING 1";
 
 const INTEND: &str = "WITH held AS (UPDATE sidebearer.leases
-        SET expires_at = clock_timestamp() + make_interval(secs => $4)
+        SET expires_at = clock_timestamp() + make_interval(secs => $4), inherited = false
         WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp() RETURNING 1),
     written AS (UPDATE sidebearer.grants SET intent_hash = $6, intent_at = $7
         WHERE provider = $1 AND subject = $2 AND generation = $5 AND EXISTS (SELECT FROM held) RETURNING 1)
     SELECT (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM written) AS written";
+
+/// One that was inherited, and never used for an intent, is inherited by the next one, too.
+const RELEASE: &str = "WITH left_as_it_was AS (UPDATE sidebearer.leases SET expires_at = clock_timestamp()
+        WHERE provider = $1 AND subject = $2 AND owner = $3 AND inherited)
+    DELETE FROM sidebearer.leases WHERE provider = $1 AND subject = $2 AND owner = $3 AND NOT inherited";
 
 const PUT_FLOW: &str = "WITH beyond AS (SELECT id FROM sidebearer.flows
         WHERE expires_at > $6 AND provider = $4 AND subject = $5 ORDER BY expires_at DESC OFFSET $7),

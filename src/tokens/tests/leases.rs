@@ -14,6 +14,7 @@ use crate::store::memory::Fate;
 use crate::tokens::{Bearer, Key, TokenError};
 
 /// The messages of a first renewal to the store, there and back: row, lease, row, intent. Then comes the call.
+const LOOK: u64 = 4;
 const INTENT: u64 = 6;
 const CALL: u64 = 8;
 
@@ -159,6 +160,19 @@ async fn whoever_has_lost_the_lease_takes_back_no_intent_of_the_next_holder() {
     assert_eq!(fleet.server.calls(), 1, "the other one's");
     assert!(fleet.row(&key).await.unwrap().intent.is_some());
     assert!(fleet.server.accepts(&theirs.await.unwrap().unwrap()));
+    assert_eq!(fleet.server.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_gives_up_waiting_for_a_late_answer_leaves_that_to_the_next() {
+    // TOK-031, C14, C19
+    let (fleet, one, other, key) = world().await;
+    sends_and_then(&fleet, &one, std::slice::from_ref(&key), Fate::Stop(seconds(44))).await;
+    pass(33.0).await;
+    other.process.meets(LOOK, Fate::Break);
+    assert!(other.tokens.bearer(&key).await.unwrap_err().to_string().contains("nothing was sent"));
+    pass(1.0).await;
+    assert!(fleet.server.accepts(&other.tokens.bearer(&key).await.unwrap()));
     assert_eq!(fleet.server.calls(), 1);
 }
 
