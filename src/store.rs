@@ -412,20 +412,15 @@ impl Store {
         }
     }
 
-    /// Sets the state of a grant, and clears its intent.
+    /// Sets the state of a grant, and clears the intent that it was written with under this lease.
     ///
     /// # Errors
-    /// [`StoreError::Moved`] when the stored generation is another one; and when it cannot be written.
-    pub async fn mark(
-        &self,
-        provider: &ProviderName,
-        subject: &Subject,
-        generation: u64,
-        state: State,
-    ) -> Result<(), StoreError> {
-        match self.engine.mark(&names(provider, subject), generation, &(&state).into()).await? {
+    /// [`StoreError::Moved`] when the stored generation or intent is another one; and when it cannot be written.
+    pub async fn mark(&self, lease: &Lease, generation: u64, intent: Intent, state: State) -> Result<(), StoreError> {
+        let Names { provider, subject } = lease.names.clone();
+        match self.engine.mark(&lease.names, generation, &(&intent).into(), &(&state).into()).await? {
             true => Ok(()),
-            false => Err(StoreError::Moved { provider: provider.clone(), subject: subject.clone() }),
+            false => Err(StoreError::Moved { provider, subject }),
         }
     }
 
@@ -442,7 +437,7 @@ impl Store {
         Ok(held.map(|held| Lease { names, owner, held }))
     }
 
-    /// Keeps a lease from ending, before there is an intent; whether it is still held.
+    /// Keeps a lease from ending within the next 20 s; whether it is still held.
     ///
     /// # Errors
     /// When it cannot be asked for.

@@ -635,7 +635,7 @@ fn a_shared_store_has_a_url_and_the_keys_of_all_who_share_it() {
         ),
         (
             "url: 'postgres://me@db.test/x?sslmode=prefer', keys: ['${KEY}']",
-            "store.url: `sslmode=prefer` would let others",
+            "store.url: its `sslmode` would let others",
         ),
         ("password: canary", "store.password: the embedded store has no password"),
     ] {

@@ -55,13 +55,15 @@ pub(super) trait Engine: Send + Sync + 'static {
     /// Writes an intent if the stored generation is `generation`, and `owner` still holds the lease.
     async fn intend(&self, names: &Names, generation: u64, intent: &IntentRecord, owner: Owner) -> Result<Intended>;
 
-    /// Sets a grant's state and clears its intent if the stored generation is `generation`; whether it did.
-    async fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool>;
+    /// Sets a grant's state and clears its intent, if the stored generation is `generation` and the intent still is this
+    /// one: another one's is not cleared. Whether it did.
+    async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool>;
 
-    /// Takes the lease of a grant; `None` while another one holds it.
+    /// Takes the lease of a grant; `None` while another one holds it. One that was inherited, and is
+    /// given back before there was an intent of this owner's, is inherited by the next one, too.
     async fn lease(&self, names: &Names, owner: Owner) -> Result<Option<Held>>;
 
-    /// Begins the lease's time anew, if `owner` still holds it; whether that is so.
+    /// Keeps the lease from ending soon, if `owner` still holds it; whether that is so.
     async fn prolong(&self, names: &Names, owner: Owner) -> Result<bool>;
 
     /// Keeps a flow of a user; drops ended ones and the oldest above `most`.

@@ -31,6 +31,8 @@ pub(crate) use process::{Broken, Fate, Process};
 const LEASE_TO_INTEND: Duration = Duration::from_secs(5);
 /// How long it lasts from the intent on.
 const LEASE_TO_REDEEM: Duration = Duration::from_secs(35);
+/// How long it lasts at least from when its holder shows that it goes on.
+const LEASE_TO_SAVE: Duration = Duration::from_secs(20);
 /// How long an answer is waited for.
 const DEADLINE: Duration = Duration::from_secs(5);
 const LOOK_FOR_SERVER: Duration = Duration::from_millis(500);
@@ -237,10 +239,11 @@ impl Engine for Memory {
         .await
     }
 
-    async fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
-        let (names, state) = (names.clone(), state.clone());
+    async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
+        let (names, intent, state) = (names.clone(), intent.clone(), state.clone());
         self.call(move |tables| {
-            let Some(record) = tables.at(&names, generation) else { return false };
+            let ours = tables.at(&names, generation).filter(|record| record.intent.as_ref() == Some(&intent));
+            let Some(record) = ours else { return false };
             (record.state, record.intent) = (state, None);
             true
         })
@@ -269,7 +272,7 @@ impl Engine for Memory {
         let names = names.clone();
         self.call(move |tables| {
             let lease = tables.held(&names, owner);
-            lease.map(|lease| lease.ends = Instant::now() + LEASE_TO_INTEND).is_some()
+            lease.map(|lease| lease.ends = lease.ends.max(Instant::now() + LEASE_TO_SAVE)).is_some()
         })
         .await
     }

@@ -10,16 +10,23 @@ mod upkeep;
 mod url;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    ClientWrapper, Connect, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    TimeoutType,
+};
+use futures_util::future::BoxFuture;
 use rustls::ClientConfig;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Config, Row};
+use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::engine::{
@@ -39,14 +46,16 @@ pub(super) struct Postgres {
 
 struct Inner {
     pool: Pool,
-    config: Config,
-    tls: MakeRustlsConnect,
+    servers: Servers,
     at: String,
     /// Who we are among those who tell each other of changes.
     origin: String,
+    /// Until when nobody tries to connect, after one could not, and why.
+    down: Mutex<Option<(Instant, String)>>,
 }
 
 type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+type Done<T> = std::result::Result<T, tokio_postgres::Error>;
 
 impl Postgres {
     /// Connects, and brings the schema up to date; makes it, with this key check, where there is none.
@@ -54,43 +63,76 @@ impl Postgres {
         let at = server.to_string();
         let mut origin = Owner::default();
         getrandom::fill(&mut origin).map_err(|error| StoreError::Io { at: at.clone(), error: error.into() })?;
-        let (config, tls) = (server.config(), MakeRustlsConnect::new(tls));
+        let servers = Servers { each: server.each(), tls: MakeRustlsConnect::new(tls) };
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let pool = Pool::builder(Manager::from_config(config.clone(), tls.clone(), recycling))
+        let pool = Pool::builder(Manager::from_connect(Config::new(), servers.clone(), recycling))
             .max_size(CONNECTIONS)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(DEADLINE))
-            .create_timeout(Some(DEADLINE))
+            .create_timeout(Some(servers.patience()))
             .recycle_timeout(Some(DEADLINE))
             .post_create(Hook::async_fn(|client, _| {
                 Box::pin(async move { client.batch_execute(SESSION).await.map_err(HookError::Backend) })
             }))
             .build()
             .expect("a pool with timeouts has a runtime");
-        let postgres = Self { inner: Arc::new(Inner { pool, config, tls, at, origin: hex(&origin) }) };
+        let origin = hex(&origin);
+        let postgres = Self { inner: Arc::new(Inner { pool, servers, at, origin, down: Mutex::default() }) };
         postgres.migrate(create).await?;
         Ok(postgres)
     }
 
     /// A connection, for as long as it is needed.
     async fn connection(&self) -> Result<Object> {
-        self.inner.pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => self.failed(&error),
-            PoolError::Timeout(_) => self.away(format!("no connection within {} s", DEADLINE.as_secs())),
-            other => self.away(other.to_string()),
-        })
+        let Inner { pool, servers, down, .. } = &*self.inner;
+        let down = || down.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.status().available == 0
+            && let Some((until, why)) = &*down()
+            && Instant::now() < *until
+        {
+            return Err(self.away(why.clone()));
+        }
+        let error = match pool.get().await {
+            Ok(connection) => return Ok(connection),
+            Err(PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error))) => {
+                self.failed(&error)
+            }
+            Err(PoolError::Timeout(TimeoutType::Create)) => {
+                self.away(format!("no connection within {} s", servers.patience().as_secs()))
+            }
+            Err(other) => return Err(self.away(other.to_string())),
+        };
+        if let StoreError::Away { why, .. } = &error {
+            // A server that starts up is not to be met by everybody at once.
+            *down() = Some((Instant::now() + CONNECT_REST, why.clone()));
+        }
+        Err(error)
     }
 
-    /// One statement. It is cut off after [`DEADLINE`], and its connection with it: nobody knows what state that is in.
-    async fn query(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
-        let connection = self.connection().await?;
-        match tokio::time::timeout(DEADLINE, connection.query_typed(sql, parameters)).await {
+    /// Some work on a connection, as long as it takes at most.
+    async fn work<T>(&self, most: Duration, work: impl AsyncFnOnce(&mut ClientWrapper) -> Done<T>) -> Result<T> {
+        let mut connection = self.connection().await?;
+        match tokio::time::timeout(most, work(&mut connection)).await {
             Ok(done) => done.map_err(|error| self.failed(&error)),
             Err(_) => {
+                // Nobody knows what state it is in; and if it was cut unnoticed, so were those that are not in use.
                 drop(Object::take(connection));
-                Err(self.away(format!("no answer within {} s", DEADLINE.as_secs())))
+                self.inner.pool.retain(|_, _| false);
+                Err(self.away(format!("no answer within {} s", most.as_secs())))
             }
         }
+    }
+
+    async fn in_time<T>(&self, most: Duration, work: impl Future<Output = Done<T>>) -> Result<T> {
+        match tokio::time::timeout(most, work).await {
+            Ok(done) => done.map_err(|error| self.failed(&error)),
+            Err(_) => Err(self.away(format!("no answer within {} s", most.as_secs()))),
+        }
+    }
+
+    /// One statement.
+    async fn query(&self, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
+        self.work(DEADLINE, async |connection| connection.query_typed(sql, parameters).await).await
     }
 
     /// A statement that changes nothing. One more try is harmless: a pooled connection may have been cut unnoticed.
@@ -101,24 +143,17 @@ impl Postgres {
         }
     }
 
-    /// Statements of one transaction, the first of which keeps others away from this grant until its end.
+    /// A statement during which nobody else does anything of this kind to the grant.
     async fn alone(&self, names: &Names, sql: &str, parameters: Parameters<'_>) -> Result<Vec<Row>> {
-        let mut connection = self.connection().await?;
-        let work = async {
+        self.work(DEADLINE, async |connection| {
             let transaction = connection.transaction().await?;
             let (provider, subject) = (names.provider.as_str(), names.subject.as_str());
             transaction.query_typed(ALONE, &[(&provider, Type::TEXT), (&subject, Type::TEXT)]).await?;
+            // A statement of its own: it sees what others had done when the lock came.
             let rows = transaction.query_typed(sql, parameters).await?;
-            transaction.commit().await?;
-            Ok(rows)
-        };
-        match tokio::time::timeout(DEADLINE, work).await {
-            Ok(done) => done.map_err(|error| self.failed(&error)),
-            Err(_) => {
-                drop(Object::take(connection));
-                Err(self.away(format!("no answer within {} s", DEADLINE.as_secs())))
-            }
-        }
+            transaction.commit().await.map(|()| rows)
+        })
+        .await
     }
 
     async fn release(&self, names: &Names, owner: Owner) -> Result<()> {
@@ -150,7 +185,7 @@ impl Postgres {
         let at = self.inner.at.clone();
         let Some(said) = error.as_db_error() else {
             let why = reasons(error);
-            return match certificate(error) {
+            return match certificate(error) || why.ends_with("password missing") {
                 true => StoreError::Denied { at, why },
                 false => StoreError::Away { at, why },
             };
@@ -266,16 +301,20 @@ impl Engine for Postgres {
         })
     }
 
-    async fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
+    async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
         let (provider, subject, generation) = (names.provider.as_str(), names.subject.as_str(), signed(generation));
+        let hash = &intent.hash[..];
         let sql = "UPDATE sidebearer.grants SET state = $4, reason = $5, intent_hash = NULL, intent_at = NULL
-                   WHERE provider = $1 AND subject = $2 AND generation = $3 RETURNING 1";
+                   WHERE provider = $1 AND subject = $2 AND generation = $3 AND intent_hash = $6 AND intent_at = $7
+                   RETURNING 1";
         let parameters: Parameters<'_> = &[
             (&provider, Type::TEXT),
             (&subject, Type::TEXT),
             (&generation, Type::INT8),
             (&state.state, Type::TEXT),
             (&state.reason, Type::TEXT),
+            (&hash, Type::BYTEA),
+            (&intent.at, Type::INT8),
         ];
         Ok(!self.query(sql, parameters).await?.is_empty())
     }
@@ -300,7 +339,7 @@ impl Engine for Postgres {
             (&provider, Type::TEXT),
             (&subject, Type::TEXT),
             (&owner, Type::BYTEA),
-            (&LEASE_TO_INTEND.as_secs_f64(), Type::FLOAT8),
+            (&LEASE_TO_SAVE.as_secs_f64(), Type::FLOAT8),
         ];
         Ok(!self.query(PROLONG, parameters).await?.is_empty())
     }
@@ -476,6 +515,49 @@ impl Drop for RowLease {
     }
 }
 
+/// The servers of a database, the first that answers first.
+#[derive(Clone)]
+struct Servers {
+    each: Vec<Config>,
+    tls: MakeRustlsConnect,
+}
+
+type Connected = (Client, Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>);
+
+impl Servers {
+    /// Connects to the first that takes writes. One that is silent holds up the next for [`PER_SERVER`]; if none says
+    /// anything, this does not return.
+    async fn reach(&self) -> Done<Connected> {
+        let mut said = None;
+        for server in &self.each {
+            match tokio::time::timeout(PER_SERVER, server.connect(self.tls.clone())).await {
+                Ok(Ok(connected)) => return Ok(connected),
+                Ok(Err(error)) => said = Some(error),
+                Err(_) => {}
+            }
+        }
+        match said {
+            Some(error) => Err(error),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// How long to wait for all of them.
+    fn patience(&self) -> Duration {
+        PER_SERVER * u32::try_from(self.each.len()).unwrap_or(1) + Duration::from_secs(1)
+    }
+}
+
+impl Connect for Servers {
+    fn connect(&self, _: &Config) -> BoxFuture<'_, Done<(Client, JoinHandle<()>)>> {
+        Box::pin(async move {
+            let (client, connection) = self.reach().await?;
+            // It ends with an error when the server goes; whoever uses the client is told.
+            Ok((client, tokio::spawn(async move { drop(connection.await) })))
+        })
+    }
+}
+
 /// No generation comes near the limit.
 fn signed(generation: u64) -> i64 {
     i64::try_from(generation).unwrap_or(i64::MAX)
@@ -504,15 +586,26 @@ fn certificate(error: &tokio_postgres::Error) -> bool {
 const LEASE_TO_INTEND: Duration = Duration::from_secs(5);
 /// How long it lasts from the intent on: until the refresh token is sent, the call's deadline after it (SEMANTICS C19).
 const LEASE_TO_REDEEM: Duration = Duration::from_secs(35);
+/// How long it lasts at least from a moment in which its holder shows that it goes on: until the next such moment.
+const LEASE_TO_SAVE: Duration = Duration::from_secs(20);
 /// How long the server may take for anything.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How long one of several servers may take to let us in.
+const PER_SERVER: Duration = Duration::from_secs(4);
+/// How long nobody tries to connect after somebody could not.
+const CONNECT_REST: Duration = Duration::from_millis(500);
 const CONNECTIONS: usize = 8;
 
-/// What a connection begins with. A sidecar that is gone in the middle of a transaction must not hold up the others.
-const SESSION: &str = "SET statement_timeout = '5s'; SET lock_timeout = '4s'; SET idle_in_transaction_session_timeout = '10s';
-    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local');";
+/// What a connection begins with. A sidecar that is gone in the middle of a transaction must not hold up the others, and no
+/// name is looked for where another user of the database may have put something.
+const SESSION: &str = "SET search_path = ''; SET default_transaction_isolation = 'read committed';
+    SET statement_timeout = '5s'; SET lock_timeout = '4s'; SET idle_in_transaction_session_timeout = '10s';
+    SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
+        WHERE pg_catalog.current_setting('synchronous_commit') IN ('off', 'local');";
 
-const ALONE: &str = "SELECT pg_advisory_xact_lock(hashtextextended($2, hashtextextended($1, 1396851314)))";
+/// With types that fit exactly, so that nobody else's function fits better.
+const ALONE: &str = "SELECT pg_catalog.pg_advisory_xact_lock(
+    pg_catalog.hashtextextended($2, pg_catalog.hashtextextended($1, 1396851314::bigint)))";
 
 /// Whoever writes a row ends the lease on it: its holder has read an older row, and can do no more than find that out.
 const PUT_FIRST: &str = "WITH written AS (INSERT INTO sidebearer.grants VALUES
@@ -559,12 +652,16 @@ const LEASE: &str = "INSERT INTO sidebearer.leases AS there (provider, subject, 
         WHERE there.expires_at <= clock_timestamp()
     RETURNING inherited";
 
-const PROLONG: &str = "UPDATE sidebearer.leases SET expires_at = clock_timestamp() + make_interval(secs => $4)
+const PROLONG: &str = "UPDATE sidebearer.leases
+    SET expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
     WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp() RETURNING 1";
 
-const INTEND: &str = "WITH held AS (UPDATE sidebearer.leases
+/// The grant is locked before its lease, as by whoever writes one. From now on what is left open is this owner's.
+const INTEND: &str = "WITH there AS (SELECT FROM sidebearer.grants WHERE provider = $1 AND subject = $2 FOR UPDATE),
+    held AS (UPDATE sidebearer.leases
         SET expires_at = clock_timestamp() + make_interval(secs => $4), inherited = false
-        WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp() RETURNING 1),
+        WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp()
+            AND EXISTS (SELECT FROM there) RETURNING 1),
     written AS (UPDATE sidebearer.grants SET intent_hash = $6, intent_at = $7
         WHERE provider = $1 AND subject = $2 AND generation = $5 AND EXISTS (SELECT FROM held) RETURNING 1)
     SELECT (SELECT count(*) FROM held) AS held, (SELECT count(*) FROM written) AS written";

@@ -111,9 +111,9 @@ impl Engine for Sqlite {
         self.run(move |database| database.intend(&names, generation, &intent)).await
     }
 
-    async fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
-        let (names, state) = (names.clone(), state.clone());
-        self.run(move |database| database.mark(&names, generation, &state)).await
+    async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
+        let (names, intent, state) = (names.clone(), intent.clone(), state.clone());
+        self.run(move |database| database.mark(&names, generation, &intent, &state)).await
     }
 
     /// A file lock: the kernel frees it when its process dies, and at no other time.
@@ -359,11 +359,19 @@ impl Database {
         Ok(if self.sql(changed)? > 0 { Intended::Done } else { Intended::Moved })
     }
 
-    fn mark(&self, names: &Names, generation: u64, state: &StateRecord) -> Result<bool> {
+    fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
         let changed = self.connection.execute(
             "UPDATE grants SET state = ?, reason = ?, intent_hash = NULL, intent_at = NULL
-             WHERE provider = ? AND subject = ? AND generation = ?",
-            params![state.state, state.reason, names.provider.as_str(), names.subject.as_str(), generation],
+             WHERE provider = ? AND subject = ? AND generation = ? AND intent_hash = ? AND intent_at = ?",
+            params![
+                state.state,
+                state.reason,
+                names.provider.as_str(),
+                names.subject.as_str(),
+                generation,
+                intent.hash,
+                intent.at
+            ],
         );
         self.sql(changed).map(|changed| changed > 0)
     }

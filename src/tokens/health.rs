@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Tokens;
+use super::{TokenError, Tokens};
 
 /// How long the store may take to show that it is there.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
@@ -37,7 +37,11 @@ impl Tokens {
         for slot in &self.inner.slots {
             let state = slot.lock();
             unsaved += usize::from(state.unsaved.is_some());
-            if let Some(error) = state.resting(now).filter(|error| !error.is_for_the_user()) {
+            // Where the provider was not asked, the store says what is wrong, or another process is at it.
+            if let Some(error) = state.resting(now)
+                && !matches!(error, TokenError::Unavailable { asked: false, .. })
+                && !error.is_for_the_user()
+            {
                 troubles.insert(Trouble { code: error.code(), detail: error.to_string() });
             }
         }

@@ -26,9 +26,9 @@ const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// How soon it is looked for what that has brought, at first and at most.
 const LOOK_FOR_TOKEN: Duration = Duration::from_millis(25);
 const LOOK_FOR_TOKEN_MOST: Duration = Duration::from_millis(200);
-/// How long the last holder of a lease has to store what it was given, once the store can be reached again: longer than
-/// [`SAVE_AGAIN_MOST`].
-const OWNER_SAVES_WITHIN: Duration = Duration::from_secs(15);
+/// How long the last holder of a lease has to store what it was given, once the store can be reached again: it tries every
+/// [`SAVE_AGAIN_MOST`], and a try may fail on a connection that was cut unnoticed.
+const OWNER_SAVES_WITHIN: Duration = Duration::from_secs(25);
 const LOOK_FOR_OWNER: Duration = Duration::from_secs(1);
 /// How soon a row that could not be written is tried again, at first and at most.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
@@ -197,7 +197,7 @@ impl Renewal<'_> {
             }
         }
         let turn = tokio::time::timeout(LOOK_FOR_OWNER, self.known.turns.all.acquire()).await;
-        let _turn = turn.map_err(|_| self.unavailable("the provider is too slow".into(), Duration::ZERO))?;
+        let _turn = turn.map_err(|_| self.unasked("the provider is too slow".into()))?;
         match self.look().await? {
             Found::Token(token) => Ok(token),
             Found::Grant(row) => self.redeem_or_adopt(endpoint, &row, lease).await,
@@ -228,8 +228,9 @@ impl Renewal<'_> {
         let unsure = left_open(row);
         let before = self.inner.clock.now();
         let intent = Intent { refresh_token_hash: hash(refresh_token), at: before.wall };
-        let intended = self.inner.store.intend(lease, row.generation, intent).await;
+        let intended = self.inner.store.intend(lease, row.generation, intent.clone()).await;
         intended.map_err(|error| Redeemed::No(self.store_failed(&error)))?;
+        let attempt = Attempt { row, lease, intent };
 
         let by = before + SEND_WITHIN;
         match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row)), Some(by)).await {
@@ -238,18 +239,18 @@ impl Renewal<'_> {
             Err(Refusal::Failed(Failure::FixConfiguration { error }))
                 if error == "invalid_scope" && self.consents() =>
             {
-                Err(self.dead(row, error, lease).await)
+                Err(self.dead(&attempt, error).await)
             }
             Err(Refusal::Failed(Failure::Reauthorize { error })) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
-                Err(self.dead(row, reason, lease).await)
+                Err(self.dead(&attempt, reason).await)
             }
             Err(Refusal::Failed(Failure::FixConfiguration { error })) => {
-                self.mark(row, RowState::FixConfiguration { reason: error.clone() }, lease).await;
+                self.mark(&attempt, RowState::FixConfiguration { reason: error.clone() }).await;
                 Err(Redeemed::No(self.refused(error)))
             }
             Err(unsent @ Refusal::Unsent(_)) if !unsure => {
-                self.mark(row, row.state.clone(), lease).await;
+                self.mark(&attempt, row.state.clone()).await;
                 Err(Redeemed::No(self.failed(unsent)))
             }
             Err(other) => Err(Redeemed::No(self.failed(other))),
@@ -280,7 +281,7 @@ impl Renewal<'_> {
             Err(error) => {
                 tracing::error!(provider = %row.provider, subject = %row.subject, %error,
                     "a rotated refresh token could not be stored; it is held in memory and tried again");
-                self.save_later(Unsaved { row: new.clone(), _lease: lease.clone() });
+                self.save_later(Unsaved { row: new.clone(), lease: lease.clone() });
             }
         }
         Ok(self.obtained(asked, new.generation))
@@ -293,6 +294,11 @@ impl Renewal<'_> {
         self.inner.drain.spawn(async move {
             let mut wait = SAVE_AGAIN;
             while save(&inner, &slot).await.is_err() {
+                let lease = slot.lock().unsaved.as_ref().map(|unsaved| unsaved.lease.clone());
+                if let Some(lease) = lease {
+                    // Where only this row cannot be written, others must not take it for given up.
+                    let _ = inner.store.prolong(&lease).await;
+                }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(SAVE_AGAIN_MOST);
             }
@@ -300,26 +306,21 @@ impl Renewal<'_> {
     }
 
     /// The provider refused the refresh token: for good, unless a sibling has stored a newer one (C15).
-    async fn dead(&self, row: &Row, reason: String, lease: &Lease) -> Redeemed {
+    async fn dead(&self, attempt: &Attempt<'_>, reason: String) -> Redeemed {
         match self.stored().await {
-            Ok(Some(now)) if now.generation != row.generation => return Redeemed::Replaced,
+            Ok(Some(now)) if now.generation != attempt.row.generation => return Redeemed::Replaced,
             Ok(_) => {}
             Err(error) => return Redeemed::No(error),
         }
-        self.mark(row, RowState::Reauthorize { reason: reason.clone() }, lease).await;
+        self.mark(attempt, RowState::Reauthorize { reason: reason.clone() }).await;
         Redeemed::No(self.reauthorize(&reason))
     }
 
-    /// Whoever has lost the lease leaves that to the next holder, whose intent may be in the row by now.
-    async fn mark(&self, row: &Row, state: RowState, lease: &Lease) {
-        let Row { provider, subject, generation, .. } = row;
-        let marked = match self.inner.store.prolong(lease).await {
-            Ok(true) => self.inner.store.mark(provider, subject, *generation, state).await,
-            Ok(false) => Err(StoreError::LeaseLost { provider: provider.clone(), subject: subject.clone() }),
-            Err(error) => Err(error),
-        };
+    /// Says what became of the attempt. One that another process has made meanwhile is its own to judge.
+    async fn mark(&self, Attempt { row, lease, intent }: &Attempt<'_>, state: RowState) {
+        let marked = self.inner.store.mark(lease, row.generation, intent.clone(), state).await;
         if let Err(error) = marked {
-            tracing::warn!(%provider, %subject, %error, "the grant's state could not be stored");
+            tracing::warn!(provider = %row.provider, subject = %row.subject, %error, "the grant's state could not be stored");
         }
     }
 
@@ -336,7 +337,8 @@ impl Renewal<'_> {
     }
 
     async fn turn(&self) -> Result<SemaphorePermit<'_>, TokenError> {
-        let turn = self.prepared(self.known.turns.all.acquire()).await?;
+        let turn = tokio::time::timeout_at(self.ready_by, self.known.turns.all.acquire()).await;
+        let turn = turn.map_err(|_| self.unasked("the provider is too slow".into()))?;
         turn.map_err(|_| self.unavailable("the sidecar is stopping".into(), Duration::ZERO))
     }
 
@@ -489,6 +491,13 @@ fn hash(token: &Secret) -> [u8; 32] {
     Sha256::digest(token.expose().as_bytes()).into()
 }
 
+/// A refresh token on its way: the row that it is of, the right to send it, and what was noted before.
+struct Attempt<'a> {
+    row: &'a Row,
+    lease: &'a Arc<Lease>,
+    intent: Intent,
+}
+
 /// Why a refresh token brought nothing.
 enum Redeemed {
     /// It failed.
@@ -501,7 +510,7 @@ enum Redeemed {
 pub(super) struct Unsaved {
     row: Row,
     /// Held until it is stored: until then other processes read the refresh token that must not be sent again.
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 /// Writes a rotated row that could not be written when it came (SEMANTICS C13).
@@ -523,6 +532,10 @@ async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
         tracing::info!(%provider, %subject, "the rotated refresh token is stored now");
     } else {
         tracing::warn!(%provider, %subject, "the grant was replaced or removed, and its rotated refresh token is dropped");
+    }
+    if put == Put::Gone {
+        // Nobody told of the removal while the flight was under way.
+        slot.forget();
     }
     // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
     if let (Put::Gone, Some(known), Some(token)) = (put, inner.providers.get(provider), &row.refresh_token) {

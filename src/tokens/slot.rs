@@ -211,6 +211,11 @@ impl State {
         self.token.as_ref().map(|token| token.generation)
     }
 
+    /// Whether there is a token, or was a grant when it was last looked.
+    pub(super) fn has_seen_a_grant(&self) -> bool {
+        self.token.is_some() || self.seen.is_some()
+    }
+
     /// Notes the generation of the stored grant; whether it is another one than before.
     pub(super) fn sees(&mut self, generation: u64) -> bool {
         self.seen.replace(generation) != Some(generation)
@@ -363,8 +368,8 @@ impl State {
             TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
             TokenError::FixConfiguration { .. } => REFUSED_REST,
             TokenError::Unavailable { retry_after, asked: false, .. } => {
-                *retry_after = UNASKED_REST;
-                UNASKED_REST
+                *retry_after = UNASKED_REST.mul_f64(1.0 + 0.5 * random());
+                *retry_after
             }
             TokenError::Unavailable { retry_after, .. } => {
                 let most = Duration::from_secs(1 << self.attempts.min(6)).min(BACKOFF_MOST);

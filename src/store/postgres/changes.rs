@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::engine::{Change, Changes, Names, Result};
-use super::{DEADLINE, Postgres};
+use super::{Connected, DEADLINE, Postgres};
 
 /// Begins to listen.
 pub(super) fn listen(postgres: Postgres) -> Told {
@@ -100,10 +101,43 @@ async fn go_on_listening(postgres: Postgres, news: Arc<News>) {
 /// Listens for as long as the connection lives.
 async fn hear(postgres: &Postgres, news: &News, away: &mut bool) -> Result<()> {
     let inner = &postgres.inner;
-    let connecting = tokio::time::timeout(DEADLINE, inner.config.connect(inner.tls.clone()));
-    let connected = connecting.await.map_err(|_| postgres.away("no connection in time".into()))?;
-    let (client, mut connection) = connected.map_err(|error| postgres.failed(&error))?;
-    let (sender, mut heard) = mpsc::unbounded_channel();
+    let connected = postgres.in_time(inner.servers.patience(), inner.servers.reach()).await?;
+    let (client, mut heard, _driving) = drive(connected);
+    let own = format!("sidebearer_{}", inner.origin);
+    postgres.in_time(SIGN_WITHIN, client.batch_execute(&format!("LISTEN sidebearer; LISTEN {own}"))).await?;
+    if std::mem::take(away) {
+        tracing::info!("the store can be reached again");
+    }
+
+    let mut line = Line { last: None, since: Instant::now() };
+    let (mut look, mut sign) = (tokio::time::interval(LOOK_EVERY), tokio::time::interval(SIGN_EVERY));
+    loop {
+        tokio::select! {
+            biased;
+            notification = heard.recv() => match notification {
+                Some(notification) => line.hears(&inner.origin, &own, &notification, news),
+                None => return Err(postgres.away("the connection has ended".into())),
+            },
+            _ = sign.tick() => {
+                // From another connection, as others' news come: a pooler may give us back what we say on our own.
+                let sign = "SELECT pg_catalog.pg_notify($1, '')";
+                postgres.query(sign, &[(&own, Type::TEXT)]).await?;
+            }
+            _ = look.tick() => {
+                if line.is_dead() {
+                    return Err(postgres.away("nothing is heard any more".into()));
+                }
+                if line.is_silent() {
+                    news.add(None);
+                }
+            }
+        }
+    }
+}
+
+/// Runs a connection until it is dropped, and gives what is told on it.
+fn drive((client, mut connection): Connected) -> (Client, UnboundedReceiver<Notification>, AbortOnDropHandle<()>) {
+    let (sender, heard) = mpsc::unbounded_channel();
     let driving = tokio::spawn(async move {
         while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(notification) = message
@@ -113,55 +147,7 @@ async fn hear(postgres: &Postgres, news: &News, away: &mut bool) -> Result<()> {
             }
         }
     });
-    let _driving = AbortOnDropHandle::new(driving);
-    let own = format!("sidebearer_{}", inner.origin);
-    ask(postgres, client.batch_execute(&format!("LISTEN sidebearer; LISTEN {own}"))).await?;
-
-    if std::mem::take(away) {
-        tracing::info!("the store can be reached again");
-    }
-
-    let mut line = Line { last: None, since: Instant::now() };
-    let mut tick = tokio::time::interval(LOOK_EVERY);
-    for count in 0_u32.. {
-        // Whatever is told meanwhile waits in the channel.
-        while let Ok(notification) = heard.try_recv() {
-            line.hears(&inner.origin, &own, &notification, news);
-        }
-        tokio::select! {
-            notification = heard.recv() => {
-                let Some(notification) = notification else { break };
-                line.hears(&inner.origin, &own, &notification, news);
-                continue;
-            }
-            _ = tick.tick() => {}
-        }
-        if count.is_multiple_of(TICKS_BETWEEN_SIGNS) {
-            ask(postgres, sign(&client, &own)).await?;
-        }
-        if line.is_dead() {
-            return Err(postgres.away("nothing is heard any more".into()));
-        }
-        if line.is_silent() {
-            news.add(None);
-        }
-    }
-    Err(postgres.away("the connection has ended".into()))
-}
-
-/// A sign to ourselves.
-async fn sign(client: &Client, own: &str) -> std::result::Result<(), tokio_postgres::Error> {
-    client.query_typed("SELECT pg_notify($1, '')", &[(&own, Type::TEXT)]).await.map(|_| ())
-}
-
-async fn ask<T>(
-    postgres: &Postgres,
-    work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
-) -> Result<T> {
-    match tokio::time::timeout(SIGN_WITHIN, work).await {
-        Ok(done) => done.map_err(|error| postgres.failed(&error)),
-        Err(_) => Err(postgres.away("no answer in time".into())),
-    }
+    (client, heard, AbortOnDropHandle::new(driving))
 }
 
 /// Whether something is heard on a connection.
@@ -189,7 +175,7 @@ impl Line {
 
     /// Nothing has been heard for so long that one has to look.
     fn is_silent(&self) -> bool {
-        self.last.is_none_or(|last| last.elapsed() > SIGN_WITHIN * 2)
+        self.last.is_none_or(|last| last.elapsed() > SIGN_EVERY + SIGN_WITHIN)
     }
 
     /// It was heard once, and is no more.
@@ -200,8 +186,7 @@ impl Line {
 
 /// How often it is looked for changes while nothing can be heard.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Every 2 s.
-const TICKS_BETWEEN_SIGNS: u32 = 4;
+const SIGN_EVERY: Duration = Duration::from_secs(2);
 const SIGN_WITHIN: Duration = Duration::from_secs(2);
 /// Beyond this many grants it is looked at all of them.
 const KEPT_APART: usize = 1000;

@@ -1,79 +1,96 @@
 //! The schema of the shared store: made and brought up to date by the first sidecar that needs it.
 
+use deadpool_postgres::ClientWrapper;
+use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
 
 use super::super::engine::Result;
-use super::{DEADLINE, Object, Postgres, StoreError};
+use super::{DEADLINE, Done, Postgres, StoreError};
+
+/// Where bringing the schema up to date ends.
+enum Found {
+    /// It is as it should be.
+    UpToDate,
+    /// There is none, and none was to be made.
+    Nothing,
+    /// It was made by a later release.
+    Newer(i64),
+    /// The database could not hold every name.
+    Encoding(String),
+}
 
 impl Postgres {
     /// Brings the schema up to date; makes it, with this key check, where there is none. Whoever comes second at the same
     /// time waits, and finds it done.
     pub(super) async fn migrate(&self, create: Option<Vec<u8>>) -> Result<()> {
-        if self.version().await? == Some(SCHEMA) {
-            return Ok(());
-        }
-        let mut connection = self.connection().await?;
         // Others may be at it, and wait for us in turn.
-        let work = tokio::time::timeout(DEADLINE * 4, self.step_by_step(&mut connection, create));
-        match work.await {
-            Ok(done) => done,
-            Err(_) => {
-                drop(Object::take(connection));
-                Err(self.away("the schema could not be made in time".into()))
+        let found = self.work(DEADLINE * 4, async |connection| bring_up_to_date(connection, create.as_deref()).await);
+        let at = self.inner.at.clone();
+        match found.await? {
+            Found::UpToDate => Ok(()),
+            Found::Nothing => Err(StoreError::Missing { at, log_left: false }),
+            Found::Newer(found) => Err(StoreError::NewerSchema { at, found, known: SCHEMA }),
+            Found::Encoding(encoding) => {
+                Err(StoreError::Denied { at, why: format!("the database is in {encoding}, and has to be in UTF8") })
             }
         }
-    }
-
-    async fn step_by_step(&self, connection: &mut Object, create: Option<Vec<u8>>) -> Result<()> {
-        let failed = |error| self.failed(&error);
-        let transaction = connection.transaction().await.map_err(failed)?;
-        transaction.batch_execute(LOCK).await.map_err(failed)?;
-        // Only now: another one may have done it while we waited for the lock.
-        let done = match self.version().await? {
-            Some(newer) if newer > SCHEMA => {
-                return Err(StoreError::NewerSchema { at: self.inner.at.clone(), found: newer, known: SCHEMA });
-            }
-            Some(done) => done,
-            None => 0,
-        };
-        if done == 0 && create.is_none() {
-            return Err(StoreError::Missing { at: self.inner.at.clone(), log_left: false });
-        }
-        if done == 0 && !self.has_namespace().await? {
-            transaction.batch_execute("CREATE SCHEMA sidebearer").await.map_err(failed)?;
-        }
-        for step in MIGRATIONS.iter().skip(usize::try_from(done).unwrap_or_default()) {
-            transaction.batch_execute(step).await.map_err(failed)?;
-        }
-        if let (0, Some(check)) = (done, create) {
-            let meta = "INSERT INTO sidebearer.meta (version, key_check) VALUES ($1, $2)";
-            transaction.query_typed(meta, &[(&SCHEMA, Type::INT8), (&check, Type::BYTEA)]).await.map_err(failed)?;
-        }
-        let version = "UPDATE sidebearer.meta SET version = $1";
-        transaction.query_typed(version, &[(&SCHEMA, Type::INT8)]).await.map_err(failed)?;
-        transaction.commit().await.map_err(failed)
-    }
-
-    /// Which schema is there, if there is one.
-    async fn version(&self) -> Result<Option<i64>> {
-        let there = self.read("SELECT to_regclass('sidebearer.meta') IS NOT NULL AS there", &[]).await?;
-        if !there.first().map(|row| self.get::<bool>(row, "there")).transpose()?.unwrap_or_default() {
-            return Ok(None);
-        }
-        let rows = self.read("SELECT version FROM sidebearer.meta", &[]).await?;
-        rows.first().map(|row| self.get(row, "version")).transpose()
-    }
-
-    /// Whether an administrator has made the namespace for us, who may not.
-    async fn has_namespace(&self) -> Result<bool> {
-        let rows = self.read("SELECT to_regnamespace('sidebearer') IS NOT NULL AS there", &[]).await?;
-        rows.first().map(|row| self.get(row, "there")).transpose().map(Option::unwrap_or_default)
     }
 }
 
+async fn bring_up_to_date(connection: &mut ClientWrapper, create: Option<&[u8]>) -> Done<Found> {
+    let transaction = connection.transaction().await?;
+    if version(&*transaction).await? == Some(SCHEMA) {
+        return Ok(Found::UpToDate);
+    }
+    transaction.batch_execute(LOCK).await?;
+    // Again: another one may have done it while we waited for the lock.
+    let done = match version(&*transaction).await? {
+        Some(newer) if newer > SCHEMA => return Ok(Found::Newer(newer)),
+        Some(done) => done,
+        None if create.is_none() => return Ok(Found::Nothing),
+        None => 0,
+    };
+    let encoding: String =
+        transaction.query_one("SELECT pg_catalog.current_setting('server_encoding')", &[]).await?.try_get(0)?;
+    if encoding != "UTF8" {
+        return Ok(Found::Encoding(encoding));
+    }
+    // An administrator may have made it for us, who may not.
+    if done == 0 && !is_there(&*transaction, NAMESPACE).await? {
+        transaction.batch_execute("CREATE SCHEMA sidebearer").await?;
+    }
+    for step in MIGRATIONS.iter().skip(usize::try_from(done).unwrap_or_default()) {
+        transaction.batch_execute(step).await?;
+    }
+    if let (0, Some(check)) = (done, create) {
+        let meta = "INSERT INTO sidebearer.meta (version, key_check) VALUES ($1, $2)";
+        transaction.query_typed(meta, &[(&SCHEMA, Type::INT8), (&check, Type::BYTEA)]).await?;
+    }
+    transaction.query_typed("UPDATE sidebearer.meta SET version = $1", &[(&SCHEMA, Type::INT8)]).await?;
+    transaction.commit().await.map(|()| Found::UpToDate)
+}
+
+/// Which schema is there, if there is one.
+async fn version(client: &(impl GenericClient + Sync)) -> Done<Option<i64>> {
+    if !is_there(client, TABLE).await? {
+        return Ok(None);
+    }
+    let row = client.query_opt("SELECT version FROM sidebearer.meta", &[]).await?;
+    row.map(|row| row.try_get(0)).transpose()
+}
+
+/// Asked of the catalogue's tables: what `to_regclass` says may be as old as the transaction.
+async fn is_there(client: &(impl GenericClient + Sync), what: &str) -> Done<bool> {
+    client.query_one(what, &[]).await?.try_get(0)
+}
+
+const NAMESPACE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'sidebearer')";
+const TABLE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS table_ JOIN pg_catalog.pg_namespace AS namespace
+    ON namespace.oid = table_.relnamespace WHERE nspname = 'sidebearer' AND relname = 'meta')";
+
 /// One migration at a time, among all who use this database. `SdBr`, as in the embedded store's header.
-const LOCK: &str =
-    "SET LOCAL lock_timeout = '15s'; SET LOCAL statement_timeout = '15s'; SELECT pg_advisory_xact_lock(1396851314)";
+const LOCK: &str = "SET LOCAL lock_timeout = '15s'; SET LOCAL statement_timeout = '15s';
+    SELECT pg_catalog.pg_advisory_xact_lock(1396851314::bigint)";
 
 /// What leads from each schema to the next. Released ones never change, and what is new must leave a sidecar of the release
 /// before working.

@@ -2,19 +2,16 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{ClientWrapper, Object, Transaction};
+use deadpool_postgres::{ClientWrapper, Transaction};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{IsolationLevel, Row};
 
 use super::super::engine::{Names, Plan, Resealed, Result, Slot, Snapshot};
-use super::{PUT_FIRST, PUT_NEXT, PUT_SEALED, Parameters, Postgres, REPLACE_SEALED, Values, signed};
-
-type Done<T> = std::result::Result<T, tokio_postgres::Error>;
+use super::{Done, PUT_FIRST, PUT_NEXT, PUT_SEALED, Parameters, Postgres, REPLACE_SEALED, Values, signed};
 
 impl Postgres {
     pub(super) async fn all_of_it(&self) -> Result<Snapshot> {
-        let mut connection = self.own_connection().await?;
-        let [meta, grants, removed, own, flows] = self.in_time(ALL, everything(&mut connection)).await?;
+        let [meta, grants, removed, own, flows] = self.work(ALL, everything).await?;
         let grant = |row| {
             let cells = self.cells(row)?;
             Ok((cells.names.clone(), cells.record()))
@@ -35,21 +32,19 @@ impl Postgres {
     }
 
     pub(super) async fn replace_seals(&self, batch: &[Resealed]) -> Result<usize> {
-        let mut connection = self.own_connection().await?;
-        let work = async {
+        self.work(BATCH, async |connection| {
             let transaction = connection.transaction().await?;
             let mut replaced = 0;
             for value in batch {
                 replaced += replace(&transaction, value).await?;
             }
             transaction.commit().await.map(|()| replaced)
-        };
-        self.in_time(BATCH, work).await
+        })
+        .await
     }
 
     pub(super) async fn write_all(&self, plan: &Plan) -> Result<bool> {
-        let mut connection = self.own_connection().await?;
-        let work = async {
+        self.work(ALL, async |connection| {
             let transaction = connection.transaction().await?;
             if !self.write_grants(&transaction, plan).await? || !write_secrets(&transaction, plan).await? {
                 return transaction.rollback().await.map(|()| false);
@@ -62,8 +57,8 @@ impl Postgres {
                 transaction.query_typed(REMEMBER, parameters).await?;
             }
             transaction.commit().await.map(|()| true)
-        };
-        self.in_time(ALL, work).await
+        })
+        .await
     }
 
     async fn write_grants(&self, transaction: &Transaction<'_>, plan: &Plan) -> Done<bool> {
@@ -80,18 +75,6 @@ impl Postgres {
             }
         }
         Ok(true)
-    }
-
-    /// A connection that goes with its user: whatever becomes of the work, nobody gets it in the middle of something.
-    async fn own_connection(&self) -> Result<ClientWrapper> {
-        self.connection().await.map(Object::take)
-    }
-
-    async fn in_time<T>(&self, most: Duration, work: impl Future<Output = Done<T>>) -> Result<T> {
-        match tokio::time::timeout(most, work).await {
-            Ok(done) => done.map_err(|error| self.failed(&error)),
-            Err(_) => Err(self.away(format!("no answer within {} s", most.as_secs()))),
-        }
     }
 }
 

@@ -251,7 +251,7 @@ async fn a_token_that_a_sibling_is_fetching_is_waited_for_five_seconds() {
     assert_eq!(error.to_string(), "no token from `acme` now: another process is renewing it");
     world.server.release();
     let theirs = theirs.await.unwrap().unwrap();
-    pass(1.0).await;
+    pass(1.5).await;
     assert_eq!(token(&world.bearer(&key).await), token(&theirs));
     assert_eq!(world.server.calls(), 1);
 }
