@@ -24,6 +24,10 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// When it is looked whether a change was made all the same, one after the other: the request for it may have been held up.
 const FIND_OUT_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(55)];
+/// How long a statement may still be under way that nobody waits for: longer than the store's server lets one run.
+const OUTSTANDING: Duration = Duration::from_secs(6);
+/// How soon it is looked again whether a grant was stored.
+const LOOK_FOR_GRANT: Duration = Duration::from_secs(2);
 /// How long to wait before a grant that could not be stored is tried again.
 const STORE_AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -261,7 +265,8 @@ impl Tokens {
         let stored = self.inner.store.generations(slots.iter().map(|slot| names(slot))).await?;
         for slot in &slots {
             let Some(stored) = stored.get(&names(slot)) else {
-                if slot.generation().is_some() {
+                // A renewal may be under way of what is gone.
+                if slot.lock().has_seen_a_grant() {
                     slot.forget();
                 }
                 continue;
@@ -310,8 +315,8 @@ impl Tokens {
 
 impl Inner {
     async fn grant(
-        &self,
-        known: &Known,
+        self: &Arc<Self>,
+        known: &Arc<Known>,
         key: &Key,
         proof: &Proof,
         further: Vec<String>,
@@ -338,6 +343,10 @@ impl Inner {
         };
         let generation = match self.keep(row).await {
             Ok(generation) => generation,
+            Err(error @ StoreError::Away { .. }) => {
+                Inner::give_back_unless_stored(self.clone(), known.clone(), key.clone(), asked);
+                return Err(GrantError::Store(error));
+            }
             Err(error) => {
                 self.give_back(known, &asked).await;
                 return Err(GrantError::Store(error));
@@ -366,6 +375,28 @@ impl Inner {
             tokio::time::sleep(wait).await;
         }
         self.store.replace(row).await
+    }
+
+    /// Whether the grant was stored is not known: the answer may have been lost. If it was, the user has what they wanted, and
+    /// it stays; else it is given back.
+    fn give_back_unless_stored(inner: Arc<Inner>, known: Arc<Known>, key: Key, asked: Asked) {
+        inner.clone().drain.spawn(async move {
+            let mut wait = OUTSTANDING;
+            let stored = loop {
+                tokio::time::sleep(wait).await;
+                match inner.store.grant(&key.provider, &key.subject).await {
+                    Ok(stored) => break stored,
+                    Err(_) => wait = LOOK_FOR_GRANT,
+                }
+            };
+            let token = stored.and_then(|row| row.access).map(|access| access.token);
+            if token.as_ref() == Some(&asked.answer.access_token) {
+                tracing::info!(provider = %key.provider, subject = %key.subject, "the new grant was stored after all");
+                inner.slot(&key).awake();
+            } else {
+                inner.give_back(&known, &asked).await;
+            }
+        });
     }
 
     async fn give_back(&self, known: &Known, asked: &Asked) {

@@ -67,7 +67,9 @@ impl Fleet {
     pub async fn new() -> Self {
         let shared = memory::Server::new();
         let store = shared.open(&Process::default()).await;
-        let provider = Arc::new(provider("acme", Grant::AuthorizationCode));
+        let mut provider = provider("acme", Grant::AuthorizationCode);
+        provider.endpoints.revocation = "https://acme.test/revoke".parse().ok();
+        let provider = Arc::new(provider);
         Self { clock: Clock::stepped(), started: Instant::now(), server: Arc::default(), shared, store, provider }
     }
 

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use super::fleet::{Fleet, Sidecar};
 use super::server::{Act, token};
 use super::world::pass;
-use crate::store::State;
+use crate::secret::Secret;
 use crate::store::memory::Fate;
-use crate::tokens::{Bearer, Key, TokenError};
+use crate::store::{State, StoreError};
+use crate::tokens::{Bearer, GrantError, Key, Proof, TokenError};
 
 /// The messages of a first renewal to the store, there and back: row, lease, row, intent. Then comes the call.
 const LOOK: u64 = 4;
@@ -140,7 +141,7 @@ async fn a_lease_that_has_run_out_lets_nobody_send() {
             "no token from `acme` now: the store fails: the right to renew the grant of user `alice` at `acme` has run out"
         );
         assert_eq!(fleet.server.calls(), usize::from(taken));
-        pass(1.0).await;
+        pass(1.5).await;
         let bearer = one.tokens.bearer(&key).await.unwrap();
         assert_eq!((fleet.server.calls(), bearer.generation), (1, 2));
     }
@@ -150,12 +151,12 @@ async fn a_lease_that_has_run_out_lets_nobody_send() {
 async fn whoever_has_lost_the_lease_takes_back_no_intent_of_the_next_holder() {
     // TOK-031, C14
     let (fleet, one, other, key) = world().await;
-    one.process.meets(CALL, Fate::Stop(seconds(56)));
+    one.process.meets(CALL, Fate::Stop(seconds(66)));
     let late = asks(&one, &key);
     pass(36.0).await;
     fleet.server.book().delay = seconds(15);
     let theirs = asks(&other, &key);
-    pass(21.0).await;
+    pass(31.0).await;
     assert!(late.is_finished(), "it goes on, and finds that it cannot send any more");
     assert_eq!(fleet.server.calls(), 1, "the other one's");
     assert!(fleet.row(&key).await.unwrap().intent.is_some());
@@ -171,7 +172,7 @@ async fn whoever_gives_up_waiting_for_a_late_answer_leaves_that_to_the_next() {
     pass(33.0).await;
     other.process.meets(LOOK, Fate::Break);
     assert!(other.tokens.bearer(&key).await.unwrap_err().to_string().contains("nothing was sent"));
-    pass(1.0).await;
+    pass(1.5).await;
     assert!(fleet.server.accepts(&other.tokens.bearer(&key).await.unwrap()));
     assert_eq!(fleet.server.calls(), 1);
 }
@@ -249,6 +250,44 @@ async fn sidecars_whose_clocks_are_a_day_apart_do_not_renew_for_each_other_for_e
     assert_eq!(fleet.server.calls(), 2);
     assert_eq!(token(&other.tokens.bearer(&key).await.unwrap()), token(&first));
     assert_eq!(token(&one.tokens.bearer(&key).await.unwrap()), token(&second));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_is_given_back_only_when_it_is_known_not_to_be_stored() {
+    // C13: the call, then what is stored of it, in four tries.
+    for (lost, kept) in [(vec![3, 4, 5, 6], true), (vec![2, 3, 4, 5], false)] {
+        let (fleet, one, _, key) = world().await;
+        lost.iter().for_each(|step| one.process.meets(*step, Fate::Break));
+        let (code, verifier) = (Secret::new("code"), Secret::new("verifier"));
+        let proof = Proof::Code { code, verifier, redirect_uri: "http://localhost/callback".into() };
+        let granted = one.tokens.grant(&key.provider, &"alice".parse().unwrap(), proof, Vec::new()).await;
+        assert!(matches!(granted, Err(GrantError::Store(StoreError::Away { .. }))), "{granted:?}");
+        assert_eq!(fleet.server.book().given_back, [""; 0]);
+        pass(10.0).await;
+        assert_eq!(fleet.server.book().given_back.is_empty(), kept);
+        assert_eq!(fleet.row(&key).await.unwrap().generation, if kept { 2 } else { 1 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_inherits_a_lease_and_fails_leaves_it_to_the_next_to_inherit() {
+    // C14, C19: the store that keeps the owner from storing its answer is the one that fails here, too.
+    let (fleet, one, other, key) = world().await;
+    sends_and_then(&fleet, &one, std::slice::from_ref(&key), Fate::Stop(seconds(60))).await;
+    pass(35.0).await;
+    let waiting = asks(&other, &key);
+    pass(3.0).await;
+    other.process.meets(0, Fate::Break);
+    pass(2.0).await;
+    assert!(waiting.await.unwrap().is_err());
+    drop(asks(&other, &key));
+    pass(60.0).await;
+    assert_eq!(
+        fleet.server.book().reused,
+        0,
+        "the old token went out while its owner stood still for less than it may"
+    );
+    other.tokens.bearer(&key).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
