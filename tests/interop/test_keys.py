@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import pty
+import subprocess
 import threading
 from collections import Counter
 
@@ -9,7 +12,7 @@ import httpx
 import pytest
 
 from fleet import SharedDirectory, SharedServer
-from world import USER, wait_for
+from world import USER, binary, wait_for
 
 # A log of every frame would be most of what is measured here.
 LOG = "info"
@@ -157,6 +160,21 @@ def test_a_store_moves_to_a_database_server_and_back_and_spends_no_refresh_token
         assert "the grant of user `default` at `user` is there already, and is another one" in refused.stderr
     assert_no_refresh_token_was_spent_twice(servers)
     assert counts(homes[-1])[0] > 5
+
+
+def test_an_export_goes_to_no_terminal_unless_that_is_asked_for(sidebearer, servers):
+    agent = sidebearer(providers={"user": USER})
+    agent.connect("user")
+    ours, terminal = pty.openpty()
+    command = [binary(), "store", "export", "--config", str(agent.config)]
+    options = {"env": agent.environment, "stdout": terminal, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    refused = subprocess.run(command, **options)
+    said = "error: an export is not for a terminal\nhint: name a file, or `-` to see it all the same\n"
+    assert refused.returncode == 1 and refused.stderr.endswith(said)
+    assert subprocess.run([*command, "-"], **options).returncode == 0
+    os.close(terminal)
+    assert os.read(ours, 1 << 16).startswith(b'{"format":"sidebearer store"')
+    os.close(ours)
 
 
 def test_a_program_delivers_the_key(sidebearer, servers, tmp_path):
