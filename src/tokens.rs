@@ -23,6 +23,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use http::HeaderValue;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::clock::{Clock, Now};
@@ -77,6 +78,8 @@ pub struct Bearer {
     pub header: HeaderValue,
     /// Its number in the history of its row.
     pub generation: u64,
+    /// When it ends, if that is known. It may be long past for whoever had to wait since.
+    pub ends: Option<Instant>,
     secret: Secret,
     /// A 401 forced its renewal, and no upstream has taken it yet.
     unproven: bool,

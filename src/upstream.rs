@@ -24,6 +24,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
@@ -223,6 +224,10 @@ impl Dialer {
     }
 }
 
+/// Among a request's extensions: it is not sent after this moment, however long its connection takes to be there.
+#[derive(Debug, Clone, Copy)]
+pub struct SendBy(pub Instant);
+
 impl Upstream {
     /// An empty pool over this dialer. Must be called within a tokio runtime.
     pub fn new(dialer: Dialer) -> Self {
@@ -301,6 +306,9 @@ pub enum UpstreamError {
     /// The server refused the stream before it looked at it (RFC 9113 section 8.7).
     #[error("the upstream refused the request unread")]
     Unprocessed,
+    /// Its time was over before it could be sent: see [`SendBy`].
+    #[error("it took too long to reach the upstream; nothing was sent")]
+    Late,
     /// The agent's body broke off.
     #[error("the request's body broke off")]
     RequestBody,
@@ -345,7 +353,9 @@ impl UpstreamError {
             UpstreamError::Proxy(error) => error.proxy_status(),
             UpstreamError::Resolve => "dns_error",
             UpstreamError::Connect(_) => "connection_refused",
-            UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_) => "connection_timeout",
+            UpstreamError::ConnectTimeout(_) | UpstreamError::TlsTimeout(_) | UpstreamError::Late => {
+                "connection_timeout"
+            }
             UpstreamError::Certificate(_) => "tls_certificate_error",
             UpstreamError::Tls(_) => "tls_protocol_error",
             UpstreamError::Loop => "proxy_loop_detected",

@@ -24,7 +24,7 @@ use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal};
-use crate::upstream::{Origin, Pooled, RequestBody, Switched, UpstreamError};
+use crate::upstream::{Origin, Pooled, RequestBody, SendBy, Switched, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
@@ -80,11 +80,14 @@ struct Authenticated<'a> {
 
 impl Authenticated<'_> {
     async fn exchange(&mut self, record: &mut Record) -> Result<Answer, Reject> {
-        let asked = Instant::now();
-        let bearer = self.bearer().await;
-        record.token = asked.elapsed();
-        let bearer = bearer?;
-        let mut first = self.send(&bearer).await?;
+        let mut bearer = self.timed_bearer(record).await?;
+        let mut sent = self.send(&bearer).await;
+        if let Err(Reject::Upstream(UpstreamError::Late)) = sent {
+            // The token ended while the connection was made, or while this process stood still.
+            bearer = self.timed_bearer(record).await?;
+            sent = self.send(&bearer).await;
+        }
+        let mut first = sent?;
         if !self.rejected(&first) {
             return Ok(self.taken(first, bearer));
         }
@@ -105,6 +108,13 @@ impl Authenticated<'_> {
                 Ok(first)
             }
         }
+    }
+
+    async fn timed_bearer(&self, record: &mut Record) -> Result<Bearer, Reject> {
+        let asked = Instant::now();
+        let bearer = self.bearer().await;
+        record.token += asked.elapsed();
+        bearer
     }
 
     /// A token; where only the user can bring one, what they have to do, after as long as the provider lets them take.
@@ -328,6 +338,9 @@ impl<'a> Outgoing<'a> {
         *request.headers_mut() = self.head.headers.clone();
         if let Some(bearer) = bearer {
             request.headers_mut().insert(AUTHORIZATION, bearer.header.clone());
+            if let Some(end) = bearer.ends {
+                request.extensions_mut().insert(SendBy(end));
+            }
         }
         if let Some(upgrade) = &self.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -345,6 +345,7 @@ impl State {
         Bearer {
             header: token.header.clone(),
             generation: token.generation,
+            ends: token.expiry.map(|end| end.instant),
             secret: token.secret.clone(),
             unproven: self.force.brought == Some(token.generation),
         }

@@ -204,7 +204,7 @@ impl From<UpstreamError> for CallError {
             | UpstreamError::Tls(_)
             | UpstreamError::Loop => CallError::Connect(error.to_string()),
             // There is no other way for a body of ours to break off.
-            UpstreamError::RequestBody => CallError::Late,
+            UpstreamError::RequestBody | UpstreamError::Late => CallError::Late,
             UpstreamError::Unprocessed | UpstreamError::Closed | UpstreamError::Protocol(_) => CallError::Broken,
         }
     }

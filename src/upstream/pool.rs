@@ -25,7 +25,7 @@ use super::http2::{self, Duplex, bodiless};
 use super::proxies::UpstreamProxy;
 use super::via::UpstreamProxyError;
 use super::websocket::Key;
-use super::{BodyError, Dialer, Origin, RequestBody, UpstreamError};
+use super::{BodyError, Dialer, Origin, RequestBody, SendBy, UpstreamError};
 use crate::routes::UpstreamHttp;
 
 /// Idle HTTP/1 connections are not used after this: below the 5 s after which Node's servers close them.
@@ -155,6 +155,7 @@ impl Pool {
         mut request: Request<RequestBody>,
     ) -> Result<Pooled, UpstreamError> {
         if let Some((connection, stream)) = self.takes_websockets(origin).await? {
+            in_time(&request)?;
             let answer = connection.connect(stream, origin, request).await?;
             return Ok(answer.map(|body| body.map_or_else(UpstreamBody::http2, UpstreamBody::switched)));
         }
@@ -326,6 +327,7 @@ async fn send_h1(
     mut sender: H1,
     mut request: Request<RequestBody>,
 ) -> Result<Pooled, Unsent> {
+    in_time(&request).map_err(Unsent::Failed)?;
     let default_port = if origin.plaintext { 80 } else { 443 };
     let host = HeaderValue::try_from(origin.authority.without_default(default_port));
     request.headers_mut().insert(HOST, host.map_err(|_| Unsent::Failed(UpstreamError::Resolve))?);
@@ -361,8 +363,16 @@ async fn send_h2(
     if connection.is_closed() {
         return Err(Unsent::Whole(Box::new(request)));
     }
+    in_time(&request).map_err(Unsent::Failed)?;
     let response = connection.send(stream, origin, request).await.map_err(Unsent::Failed)?;
     Ok(response.map(UpstreamBody::http2))
+}
+
+fn in_time(request: &Request<RequestBody>) -> Result<(), UpstreamError> {
+    match request.extensions().get() {
+        Some(SendBy(end)) if *end <= Instant::now() => Err(UpstreamError::Late),
+        _ => Ok(()),
+    }
 }
 
 /// Whether it is an `OPTIONS *`, which hyper writes in origin form only (RFC 9112 section 3.2.4).
