@@ -187,6 +187,7 @@ class Fleet:
         self.suspects = set()
         self.losses = []  # user and reason
         self.counts = Counter()
+        self.outages = []  # of the store, or of the ways to it: since when, until when
 
     def connect(self, user):
         self.desk.connect("main", user)
@@ -194,6 +195,12 @@ class Fleet:
     def close(self):
         for network in filter(None, (member.network for member in self.members)):
             network.close()
+
+    @contextmanager
+    def outage(self):
+        since = now()
+        yield
+        self.outages.append((since, now()))
 
     async def load(self, agents):
         """The users' agents, each of which asks any sidecar for any user."""

@@ -6,8 +6,10 @@ from math import inf
 
 # What is told of a moment may be a little after it.
 SLACK = 1_000_000
-# Who was away so long, others had to take for dead.
-AWAY = ("stop past the lease", "cut off past the lease")
+# How long a sidecar waits for its store.
+TRIES_TO_TELL = 5_000_000
+# Who stands still is waited for as long as this; who is cut off from the store may need some more time to say that it is back.
+WAITED_FOR = {"stop past the lease": 45_000_000, "cut off past the lease": 30_000_000}
 
 
 class Judge:
@@ -25,6 +27,17 @@ class Judge:
     def generations(self):
         return len({(use["family"], use["rotation"]) for use in self.uses})
 
+    def findings(self):
+        """Everything that must not be, by name."""
+        found = {
+            "tokens sent past their end": self.expired,
+            "tokens sent for another user": self.mistaken,
+            "refresh tokens used twice for no reason": self.unexcused(),
+            "families lost and not told, or told and not lost": self.unreported(),
+            "users refused who have lost nothing": self.refused_for_nothing(),
+        }
+        return {what: which for what, which in found.items() if which}
+
     def second_uses(self):
         """Each with the one before it."""
         by_token = defaultdict(list)
@@ -37,13 +50,21 @@ class Judge:
         return [pair for pair in self.second_uses() if not self.is_excused(*pair)]
 
     def is_excused(self, first, second):
+        if first["outcome"] != "granted" and self.could_not_be_told(first):
+            return True
         kills = (since for what, since, _ in self.troubles(first) if what == "kill")
         was_killed = any(first["at"] - SLACK <= since <= second["at"] for since in kills)
         return was_killed and not self.was_stored(first, second["at"]) or self.was_away(first)
 
+    def could_not_be_told(self, use):
+        """The provider's refusal, to the store, which was away. To hear it once more costs nobody anything."""
+        troubles = [(since, until) for _, since, until in self.troubles(use)] + self.fleet.outages
+        return any(since - SLACK <= use["at"] + TRIES_TO_TELL and use["at"] - SLACK <= until for since, until in troubles)
+
     def was_away(self, use):
         """In the midst of it, for longer than it is waited for."""
-        return any(what in AWAY and since - SLACK <= use["at"] <= until for what, since, until in self.troubles(use))
+        away = [(since, until) for what, since, until in self.troubles(use) if until - since > WAITED_FOR.get(what, inf)]
+        return any(since - SLACK <= use["at"] <= until for since, until in away)
 
     def troubles(self, use):
         return self.members[use["entrance"]].troubles

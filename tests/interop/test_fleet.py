@@ -51,11 +51,7 @@ async def lives(fleet, seconds, agents):
 def is_judged(fleet, unserved, figure):
     judge = Judge(fleet)
     figure(judge.table())
-    assert judge.expired == []
-    assert judge.mistaken == 0
-    assert judge.unexcused() == []
-    assert judge.unreported() == {}
-    assert judge.refused_for_nothing() == []
+    assert judge.findings() == {}
     assert unserved == []
     fleet.desk.command("store", "verify", "--config", fleet.desk.config)
 

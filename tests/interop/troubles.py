@@ -111,12 +111,14 @@ class Troubles:
 
     async def cut_one(self):
         self.count("cuts")
-        self.somebody().network.cut()
+        with self.fleet.outage():
+            self.somebody().network.cut()
 
     async def cut_all(self):
         self.count("cuts")
-        for member in self.fleet.members:
-            member.network.cut()
+        with self.fleet.outage():
+            for member in self.fleet.members:
+                member.network.cut()
 
     async def refuse_one(self):
         """It loses its store for a while, and the others do not."""
@@ -153,9 +155,10 @@ class Troubles:
     async def restart(self, immediate):
         self.count("restarts of the store")
         server = self.fleet.store.server
-        await asyncio.to_thread(server.stop, immediate)
-        await asyncio.sleep(self.chance.uniform(0, 2))
-        await asyncio.to_thread(server.start)
+        with self.fleet.outage():
+            await asyncio.to_thread(server.stop, immediate)
+            await asyncio.sleep(self.chance.uniform(0, 2))
+            await asyncio.to_thread(server.start)
 
     async def hold_the_store(self):
         self.count("times that the store was held")
