@@ -100,6 +100,11 @@ impl Row {
             stored_at,
         }
     }
+
+    /// Whether both are of one grant, however often it was renewed in between.
+    pub fn is_of_grant(&self, other: &Row) -> bool {
+        to_milliseconds(self.stored_at) == to_milliseconds(other.stored_at)
+    }
 }
 
 /// An access token and its time.

@@ -37,6 +37,8 @@ const LEASE_TO_SAVE: Duration = Duration::from_secs(20);
 const DEADLINE: Duration = Duration::from_secs(5);
 const LOOK_FOR_SERVER: Duration = Duration::from_millis(500);
 const AT: &str = "memory";
+/// The handle of the test itself.
+const OBSERVER: u64 = 0;
 
 /// The server. A clone is the same one.
 #[derive(Clone)]
@@ -78,6 +80,12 @@ impl Server {
     /// Opens the store for a process.
     pub async fn open(&self, process: &Process) -> Store {
         self.open_with(sealer().keys, process).await.unwrap()
+    }
+
+    /// Opens the store for the test itself, which is never kept from it.
+    pub async fn observe(&self) -> Store {
+        let engine = Memory { server: self.clone(), process: Process::default(), me: OBSERVER };
+        Store::over(Arc::new(engine), sealer().keys).await.unwrap()
     }
 
     /// Opens the store with keys of one's own.
@@ -136,7 +144,7 @@ impl Memory {
     }
 
     fn is_away(&self) -> bool {
-        self.process.is_cut_off() || self.server.lock().away
+        self.process.is_cut_off() || self.me != OBSERVER && self.server.lock().away
     }
 
     /// Tells the others, as part of what changes the tables.

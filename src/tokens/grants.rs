@@ -366,15 +366,26 @@ impl Inner {
 
     /// Stores a new grant; a store that fails for a moment must not cost the user their consent.
     async fn keep(&self, row: Row) -> Result<u64, StoreError> {
+        let mut kept = self.store.replace(row.clone()).await;
         for wait in STORE_AGAIN {
-            match self.store.replace(row.clone()).await {
-                Ok(generation) => return Ok(generation),
-                Err(error) => tracing::warn!(provider = %row.provider, subject = %row.subject, %error,
-                    "a new grant could not be stored; it is tried again"),
-            }
+            let Err(error) = &kept else { break };
+            tracing::warn!(provider = %row.provider, subject = %row.subject, %error,
+                "a new grant could not be stored; it is tried again");
             tokio::time::sleep(wait).await;
+            kept = self.keep_again(&row).await;
         }
-        self.store.replace(row).await
+        kept
+    }
+
+    /// It may have been stored all the same, and renewed since: then to store it again would bring a spent refresh token
+    /// back.
+    async fn keep_again(&self, row: &Row) -> Result<u64, StoreError> {
+        match self.store.grant(&row.provider, &row.subject).await? {
+            Some(there) if there.is_of_grant(row) && there.refresh_token == row.refresh_token => Ok(there.generation),
+            // What is at hand is older than what is there.
+            Some(there) if there.is_of_grant(row) => Ok(there.generation - 1),
+            _ => self.store.replace(row.clone()).await,
+        }
     }
 
     /// Whether the grant was stored is not known: the answer may have been lost. If it was, the user has what they wanted, and

@@ -19,7 +19,7 @@ use crate::oauth::{Grant, Provider};
 use crate::secret::Secret;
 use crate::store::memory::{self, Broken, Process};
 use crate::store::{Row, Store, StoreError};
-use crate::tokens::{Key, Parts, Servers, Tokens};
+use crate::tokens::{Key, Parts, Proof, Servers, Tokens};
 use crate::upstream::{CallError, Reply};
 
 /// How long a call waits for its answer, as the real ones do.
@@ -32,7 +32,7 @@ pub(super) struct Fleet {
     pub started: Instant,
     pub server: Arc<Server>,
     pub shared: memory::Server,
-    /// A process that nothing happens to.
+    /// As the test itself sees it, whatever happens.
     pub store: Store,
     pub provider: Arc<Provider>,
 }
@@ -66,7 +66,7 @@ impl Witness for Nobody {
 impl Fleet {
     pub async fn new() -> Self {
         let shared = memory::Server::new();
-        let store = shared.open(&Process::default()).await;
+        let store = shared.observe().await;
         let mut provider = provider("acme", Grant::AuthorizationCode);
         provider.endpoints.revocation = "https://acme.test/revoke".parse().ok();
         let provider = Arc::new(provider);
@@ -129,6 +129,15 @@ impl Sidecar {
     pub fn key(&self, user: &str) -> Key {
         let user: UserName = user.parse().unwrap();
         self.tokens.key(&"acme".parse().unwrap(), &user).unwrap()
+    }
+}
+
+/// That a user has consented; the provider learns from it who it was.
+pub(super) fn proof(user: &str) -> Proof {
+    Proof::Code {
+        code: Secret::new(format!("of {user}")),
+        verifier: Secret::new("verifier"),
+        redirect_uri: "http://127.0.0.1:1/callback".into(),
     }
 }
 

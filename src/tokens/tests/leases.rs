@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::fleet::{Fleet, Sidecar};
+use super::fleet::{Fleet, Sidecar, proof};
 use super::server::{Act, token};
 use super::world::pass;
 use crate::secret::Secret;
@@ -288,6 +288,29 @@ async fn who_inherits_a_lease_and_fails_leaves_it_to_the_next_to_inherit() {
         "the old token went out while its owner stood still for less than it may"
     );
     other.tokens.bearer(&key).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consent_whose_answer_from_the_store_is_lost_brings_no_spent_token_back() {
+    // TOK-029
+    let (fleet, one, other, key) = world().await;
+    // There and back to the provider, and to the store.
+    one.process.meets(3, Fate::Break);
+    let consenting = tokio::spawn({
+        let (tokens, key) = (one.tokens.clone(), key.clone());
+        async move { tokens.grant(&key.provider, &"alice".parse().unwrap(), proof("alice"), Vec::new()).await }
+    });
+    pass(0.05).await;
+    let first = other.tokens.bearer(&key).await.unwrap();
+    fleet.server.revoke(&first);
+    let second = other.tokens.renew(&key, &first).await.unwrap();
+    assert!(consenting.await.unwrap().is_ok());
+    pass(5.0).await;
+    assert_eq!(token(&one.tokens.renew(&key, &first).await.unwrap()), token(&second));
+    fleet.server.revoke(&second);
+    pass(61.0).await;
+    assert!(fleet.server.accepts(&other.tokens.renew(&key, &second).await.unwrap()));
+    assert_eq!(fleet.server.book().reused, 0);
 }
 
 #[tokio::test(start_paused = true)]

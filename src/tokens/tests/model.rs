@@ -11,16 +11,15 @@ use proptest::prelude::*;
 use tokio::time::{Instant, timeout};
 use url::form_urlencoded;
 
-use super::fleet::{Fleet, Sidecar, Witness};
+use super::fleet::{Fleet, Sidecar, Witness, proof};
 use super::server::{Act, token};
 use super::world::{pass, provider};
 use crate::clock::Now;
 use crate::oauth::grant::TokenRequest;
 use crate::oauth::{Grant, Provider};
-use crate::secret::Secret;
 use crate::store::memory::{Fate, Process};
 use crate::store::{SEND_WITHIN, State};
-use crate::tokens::{Bearer, GrantError, NoRenewal, Proof, TokenError};
+use crate::tokens::{Bearer, GrantError, NoRenewal, TokenError};
 use crate::upstream::{CallError, Reply};
 
 /// How many cases are run where `PROPTEST_CASES` does not say.
@@ -30,7 +29,7 @@ const SIDECARS: usize = 4;
 /// More token requests than any case has a use for.
 const STORM: usize = 1000;
 /// From the moment in which an intent is asked for: its lease ends, and an answer is waited for.
-const OTHERS_WAIT: Duration = Duration::from_secs(35 + 15);
+const OTHERS_WAIT: Duration = Duration::from_secs(35 + 25);
 /// How soon a sidecar that can work again has stored what it has.
 const STORES_WITHIN: Duration = Duration::from_secs(12);
 /// What lives for so long at the provider is used: a sidecar counts from its request, 20 s before the answer at most.
@@ -496,12 +495,8 @@ impl Model {
             return;
         }
         let (provider, name) = (self.fleet.provider.name.clone(), USERS[user].parse().unwrap());
-        let code = Proof::Code {
-            code: Secret::new(format!("of {}", USERS[user])),
-            verifier: Secret::new("verifier"),
-            redirect_uri: "http://127.0.0.1:1/callback".into(),
-        };
-        let granted = timeout(Duration::from_secs(60), tokens.grant(&provider, &name, code, Vec::new())).await;
+        let granted =
+            timeout(Duration::from_secs(60), tokens.grant(&provider, &name, proof(USERS[user]), Vec::new())).await;
         let expected = match granted {
             Ok(Ok(_)) => Expected::Connected,
             Ok(Err(GrantError::Provider(_) | GrantError::Nowhere(_))) => return,
