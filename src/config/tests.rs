@@ -628,6 +628,10 @@ fn a_shared_store_has_a_url_and_the_keys_of_all_who_share_it() {
     assert_eq!(shared.secret_variables, ["KEY", "KEY"]);
     for (lines, what) in [
         ("url: postgres://me@db.test/x", "store.url: sidecars that share a store need the same key, and none is given"),
+        (
+            "url: postgres://me@db.test/x, keys: []",
+            "store.url: sidecars that share a store need the same key, and none is given",
+        ),
         ("url: postgres://me@db.test/x, keys: ['${KEY}'], path: /s", "store.url: the store is in two places"),
         (
             "url: mysql://me:canary@db/x, keys: ['${KEY}']",

@@ -45,7 +45,8 @@ impl Check<'_> {
         if store.key("path").is_given() {
             self.refuse(&spot, "the store is in two places", "leave out `store.path`, or `store.url`");
         }
-        if !store.key("keys").is_given() && !store.key("key_command").is_given() {
+        let keys_are_empty = written.keys.as_ref().is_some_and(Vec::is_empty);
+        if (!store.key("keys").is_given() || keys_are_empty) && !store.key("key_command").is_given() {
             let what = "sidecars that share a store need the same key, and none is given";
             self.refuse(&spot, what, "set `store.keys`: make one with `openssl rand -base64 32`");
         }
