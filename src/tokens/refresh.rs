@@ -88,6 +88,14 @@ struct Renewal<'a> {
     ready_by: Instant,
 }
 
+/// Who may renew a grant now.
+enum Right<'a> {
+    /// This renewal: it may call, and holds the lease.
+    Ours(SemaphorePermit<'a>, Arc<Lease>),
+    /// Another process did, and brought this.
+    Theirs(Token),
+}
+
 /// What the store has for a key, when it has anything good.
 enum Found {
     /// A token that will do.
@@ -141,9 +149,9 @@ impl Renewal<'_> {
             return Ok(token);
         }
         let endpoint = self.endpoint(Endpoint::Refresh).await?;
-        let (turn, lease) = match self.turn_and_lease().await? {
-            Ok(both) => both,
-            Err(token) => return Ok(token),
+        let (turn, lease) = match self.right().await? {
+            Right::Ours(turn, lease) => (turn, lease),
+            Right::Theirs(token) => return Ok(token),
         };
         match self.look().await? {
             Found::Token(token) => Ok(token),
@@ -156,16 +164,15 @@ impl Renewal<'_> {
         }
     }
 
-    /// The right to call the provider now, and to renew this grant; or the token that another process has brought while it
-    /// had that right (C19).
-    async fn turn_and_lease(&self) -> Result<Result<(SemaphorePermit<'_>, Arc<Lease>), Token>, TokenError> {
+    /// Waits for the right to call the provider and to renew this grant (C19).
+    async fn right(&self) -> Result<Right<'_>, TokenError> {
         let until = self.ready_by.min(Instant::now() + LEASE_WAIT);
         let mut pause = LOOK_FOR_TOKEN;
         loop {
             // Before the lease, which is a file held open, or a row with an end: a thousand may wait for their turn.
             let turn = self.turn().await?;
             if let Some(lease) = self.lease().await? {
-                return Ok(Ok((turn, Arc::new(lease))));
+                return Ok(Right::Ours(turn, Arc::new(lease)));
             }
             drop(turn);
             if Instant::now() >= until {
@@ -174,7 +181,7 @@ impl Renewal<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_FOR_TOKEN_MOST);
             if let Found::Token(token) = self.look().await? {
-                return Ok(Err(token));
+                return Ok(Right::Theirs(token));
             }
         }
     }
