@@ -130,9 +130,13 @@ struct Memory {
 impl Memory {
     /// A request and its answer. The request may be carried out when nobody waits for the answer any more.
     async fn call<T: Send + 'static>(&self, work: impl FnOnce(&mut Tables) -> T + Send + 'static) -> Result<T> {
-        let handle = self.clone();
+        let (handle, asked) = (self.clone(), Instant::now());
         let answer = tokio::spawn(async move {
             handle.process.step().await.map_err(|Broken| away("nothing was sent"))?;
+            // What stood still itself is sent when it goes on; what was held up on its way is taken for lost.
+            if asked.elapsed() >= DEADLINE && !handle.process.stood_still_after(asked) {
+                return Err(away("nothing arrived in time"));
+            }
             if handle.is_away() {
                 return Err(away("nobody is there"));
             }

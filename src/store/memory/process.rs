@@ -91,10 +91,14 @@ impl Process {
         state.is_hindered_until(until);
     }
 
+    pub fn stood_still_after(&self, moment: Instant) -> bool {
+        self.lock().stopped_until.is_some_and(|until| until > moment)
+    }
+
     /// It goes on at once.
     pub fn go_on(&self) {
         let mut state = self.lock();
-        state.stopped_until = None;
+        state.stopped_until = state.stopped_until.map(|until| until.min(Instant::now()));
         state.hindered = state.hindered.min(Some(Instant::now()));
         self.goes_on.notify_waiters();
     }

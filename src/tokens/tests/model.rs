@@ -1,5 +1,7 @@
 //! Whatever happens in whatever order, to any number of sidecars over one store: no refresh token is spent twice, no
 //! expired token is handed out, and whoever has a grant gets a token.
+//!
+//! Left out: a consent that is written by a statement which arrives when its sidecar has long given it up and tried again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
