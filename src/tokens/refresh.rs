@@ -231,6 +231,10 @@ impl Renewal<'_> {
         let Some(refresh_token) = &row.refresh_token else {
             return Err(Redeemed::No(self.reauthorize("no_refresh_token")));
         };
+        let refusal = self.slot.lock().refusal(row.generation);
+        if let Some(reason) = refusal {
+            return Err(self.refused_before(row, lease, reason).await);
+        }
         // Left by an earlier try whose answer nobody saw: the provider may have replaced this token already.
         let unsure = left_open(row);
         let before = self.inner.clock.now();
@@ -319,7 +323,17 @@ impl Renewal<'_> {
             Ok(_) => {}
             Err(error) => return Redeemed::No(error),
         }
+        // Whether that can be stored or not: it is never sent again.
+        self.slot.lock().refused(attempt.row.generation, reason.clone());
         self.mark(attempt, RowState::Reauthorize { reason: reason.clone() }).await;
+        Redeemed::No(self.reauthorize(&reason))
+    }
+
+    /// The provider has refused the token of this very row already, and the store could not be told.
+    async fn refused_before(&self, row: &Row, lease: &Arc<Lease>, reason: String) -> Redeemed {
+        if let Some(intent) = row.intent.clone() {
+            self.mark(&Attempt { row, lease, intent }, RowState::Reauthorize { reason: reason.clone() }).await;
+        }
         Redeemed::No(self.reauthorize(&reason))
     }
 

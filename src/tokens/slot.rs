@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) unsaved: Option<Unsaved>,
     /// The generation of the stored grant when it was last looked at.
     seen: Option<u64>,
+    /// The generation whose refresh token the provider has refused for good, and the reason.
+    refused: Option<(u64, String)>,
 }
 
 /// A token and its times.
@@ -209,6 +211,16 @@ impl State {
 
     pub(super) fn generation(&self) -> Option<u64> {
         self.token.as_ref().map(|token| token.generation)
+    }
+
+    /// Notes that the provider refuses the refresh token of a generation for good.
+    pub(super) fn refused(&mut self, generation: u64, reason: String) {
+        self.refused = Some((generation, reason));
+    }
+
+    /// Why the provider has refused the refresh token of this generation, if it has.
+    pub(super) fn refusal(&self, generation: u64) -> Option<String> {
+        self.refused.as_ref().filter(|(refused, _)| *refused == generation).map(|(_, reason)| reason.clone())
     }
 
     /// Whether there is a token, or was a grant when it was last looked.

@@ -178,6 +178,21 @@ async fn whoever_gives_up_waiting_for_a_late_answer_leaves_that_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_that_could_not_be_stored_is_not_asked_for_again() {
+    // C14, C15, TOK-017: after the call, the row is read once more, and then marked.
+    let (fleet, one, _, key) = world().await;
+    fleet.server.book().always = Act::Say(400, &[], r#"{"error":"invalid_grant"}"#);
+    one.process.meets(CALL + 4, Fate::Break);
+    for _ in 0..2 {
+        let error = one.tokens.bearer(&key).await.unwrap_err();
+        assert_eq!(error.to_string(), "`acme` no longer honours the grant of `alice`: invalid_grant");
+        assert_eq!(fleet.server.calls(), 1);
+        pass(2.0).await;
+    }
+    assert_eq!(fleet.row(&key).await.unwrap().state, State::Reauthorize { reason: "invalid_grant".into() });
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_the_store_is_away_tokens_are_used_and_none_is_redeemed() {
     // TOK-032, C19
     let (fleet, one, _, key) = world().await;
