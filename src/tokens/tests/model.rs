@@ -568,7 +568,9 @@ impl Model {
         let request = || timeout(Duration::from_secs(60), tokio::spawn(self.request(sidecar, user)));
         let mut got = request().await;
         if let Ok(Ok(Err(None))) = got {
-            // The token at hand and the stored one were both revoked, and a request is made twice only (C9).
+            // The token at hand and the stored one were both revoked, and a request is made twice only (C9). Another renewal
+            // is not forced at once (C5).
+            pass(301.0).await;
             got = request().await;
         }
         let Ok(Ok(got)) = got else {
