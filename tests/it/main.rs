@@ -14,6 +14,7 @@ mod framing;
 mod headers;
 mod http2;
 mod listen;
+mod load;
 mod missing;
 mod program;
 mod reflections;
