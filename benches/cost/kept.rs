@@ -55,8 +55,6 @@ impl Kept {
 
     /// In what a cost is not the kept one.
     pub fn differs(&self, name: &str, cost: Cost) -> Option<String> {
-        let hint =
-            "hint: `cargo bench --bench cost -- --write` writes the new numbers; commit them with what changed them";
         let Some(kept) = self.costs.get(name) else {
             return Some(format!("benches/cost.txt: {name}: no number is kept"));
         };
