@@ -1,6 +1,9 @@
 //! What happened to a request or to a token, said once: to the log, and to whoever watches live.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio::sync::broadcast;
@@ -12,8 +15,18 @@ use crate::names::{ProviderName, Subject, UserName};
 #[derive(Clone)]
 pub struct Events {
     live: broadcast::Sender<Event>,
+    /// On their own: who looks for users must not wake for each request.
+    missing: broadcast::Sender<Missing>,
     /// On their own: who looks for requests must not miss one for the many tunnels around it.
     tunnels: broadcast::Sender<Tunnel>,
+    recent: Arc<Recent>,
+}
+
+/// The last events, for whoever comes later. Kept where they happen: a request must not wake a task for it.
+#[derive(Default)]
+struct Recent {
+    most: AtomicUsize,
+    events: Mutex<VecDeque<(SystemTime, Event)>>,
 }
 
 /// One thing that happened. Holds no secret and no query.
@@ -74,11 +87,11 @@ pub struct Request {
     /// Its method.
     pub method: Method,
     /// The authority it was for.
-    pub authority: String,
+    pub authority: Arc<str>,
     /// Its path, without the query.
     pub path: String,
     /// The route that matched, by its place in `proxy.yaml`.
-    pub route: Option<String>,
+    pub route: Option<Arc<str>>,
     /// The provider whose token it carried.
     pub provider: Option<ProviderName>,
     /// The agent that sent it, where agents have names.
@@ -151,7 +164,12 @@ pub enum TokenChange {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { live: broadcast::channel(256).0, tunnels: broadcast::channel(256).0 }
+        Self {
+            live: broadcast::channel(256).0,
+            missing: broadcast::channel(256).0,
+            tunnels: broadcast::channel(256).0,
+            recent: Arc::default(),
+        }
     }
 }
 
@@ -159,6 +177,16 @@ impl Events {
     /// Every event from now on. A slow watcher misses some, and never holds a request up.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.live.subscribe()
+    }
+
+    /// Keeps the last events from now on, at most so many.
+    pub fn keep(&self, most: usize) {
+        self.recent.most.store(most, Ordering::Relaxed);
+    }
+
+    /// The last events that were kept, newest first, each with its time.
+    pub fn recent(&self) -> Vec<(SystemTime, Event)> {
+        self.recent.events.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
     /// Logs a request and shows it to the watchers.
@@ -179,7 +207,7 @@ impl Events {
             token_ms = milliseconds(event.token),
             "request"
         );
-        self.show(|| Event::Request(event));
+        self.show(Event::Request(event));
     }
 
     /// Logs what happened to a token and shows it to the watchers.
@@ -203,7 +231,7 @@ impl Events {
                 tracing::info!(%provider, %subject, generation, "token rejected with 401")
             }
         }
-        self.show(|| Event::Token(event));
+        self.show(Event::Token(event));
     }
 
     /// Logs that a user has to connect, and shows it to the watchers.
@@ -215,7 +243,15 @@ impl Events {
             waits_s = event.wait.map(|wait| wait.as_secs()),
             "a user has to connect"
         );
-        self.show(|| Event::Missing(event));
+        if self.missing.receiver_count() > 0 {
+            let _ = self.missing.send(event.clone());
+        }
+        self.show(Event::Missing(event));
+    }
+
+    /// Every user who has to connect from now on.
+    pub fn watch_missing(&self) -> broadcast::Receiver<Missing> {
+        self.missing.subscribe()
     }
 
     /// Every step of a tunnel from now on.
@@ -230,11 +266,28 @@ impl Events {
         }
     }
 
-    fn show(&self, event: impl FnOnce() -> Event) {
+    fn show(&self, event: Event) {
         if self.live.receiver_count() > 0 {
             // The only error is that nobody watches any more.
-            let _ = self.live.send(event());
+            let _ = self.live.send(event.clone());
         }
+        self.recent.push(event);
+    }
+}
+
+impl Recent {
+    fn push(&self, event: Event) {
+        let most = self.most.load(Ordering::Relaxed);
+        if most == 0 {
+            return;
+        }
+        let now = SystemTime::now();
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = if events.len() < most { None } else { events.pop_front() };
+        events.push_back((now, event));
+        drop(events);
+        // Freed when nobody waits for the lock.
+        drop(oldest);
     }
 }
 

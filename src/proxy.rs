@@ -137,6 +137,8 @@ enum Arrival {
 struct Tunnel {
     origin: Arc<Origin>,
     /// Who opened it: nothing inside says who sends it, whatever it says.
+    /// Its authority as logs say it.
+    name: Arc<str>,
     caller: Caller,
 }
 
@@ -430,9 +432,9 @@ struct Record {
     events: Events,
     started: Instant,
     method: Method,
-    authority: String,
+    authority: Arc<str>,
     path: String,
-    route: Option<String>,
+    route: Option<Arc<str>>,
     provider: Option<ProviderName>,
     agent: Option<String>,
     user: Option<UserName>,
@@ -447,11 +449,13 @@ struct Record {
 impl Record {
     fn of(request: &Request<Incoming>, arrival: &Arrival, events: &Events) -> Self {
         let authority = match arrival {
-            Arrival::Tunnel(tunnel) => tunnel.origin.authority.to_string(),
+            Arrival::Tunnel(tunnel) => tunnel.name.clone(),
             // Whatever stands before an `@` may be a password.
-            Arrival::Proxy(_) => request.uri().authority().map_or("", |authority| authority.as_str()).to_owned(),
+            Arrival::Proxy(_) => {
+                let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+                authority.rsplit('@').next().unwrap_or_default().into()
+            }
         };
-        let authority = authority.rsplit('@').next().unwrap_or_default().to_owned();
         Self {
             events: events.clone(),
             started: Instant::now(),
@@ -489,7 +493,7 @@ impl Drop for Record {
         let gone = self.status.is_none().then_some("agent_gone");
         self.events.request(events::Request {
             method: std::mem::take(&mut self.method),
-            authority: std::mem::take(&mut self.authority),
+            authority: self.authority.clone(),
             path: std::mem::take(&mut self.path),
             route: self.route.take(),
             provider: self.provider.take(),

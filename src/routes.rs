@@ -14,7 +14,7 @@ use crate::names::ProviderName;
 #[derive(Debug, Clone)]
 pub struct Route {
     /// How logs and `check` name it: its place in the file and its host.
-    pub name: String,
+    pub name: Arc<str>,
     /// The hosts it covers.
     pub host: HostPattern,
     /// The one port it covers.
@@ -395,7 +395,7 @@ mod tests {
 
     fn route(host: &str, paths: &[&str], methods: &[&str]) -> Route {
         Route {
-            name: format!("{host} {paths:?} {methods:?}"),
+            name: format!("{host} {paths:?} {methods:?}").into(),
             host: host.parse().unwrap(),
             port: 443,
             paths: paths.iter().map(|p| p.parse().unwrap()).collect(),
@@ -408,7 +408,7 @@ mod tests {
         }
     }
 
-    fn found(routes: &Routes, authority: &str, method: &str, path: &str) -> Result<Option<String>, AmbiguousPath> {
+    fn found(routes: &Routes, authority: &str, method: &str, path: &str) -> Result<Option<Arc<str>>, AmbiguousPath> {
         let authority = Authority::parse(authority, Some(443)).unwrap();
         let found = routes.find(&authority, &method.parse().unwrap(), path)?;
         Ok(found.map(|route| route.name.clone()))

@@ -1,7 +1,6 @@
 //! What has happened lately, and what happens: for the dashboard's list and its live view.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use futures_util::Stream;
 use futures_util::stream;
@@ -21,13 +20,12 @@ const ALIVE: std::time::Duration = std::time::Duration::from_secs(15);
 /// The last moments, and those to come. A clone is the same.
 #[derive(Clone)]
 pub(super) struct Live {
-    kept: Arc<Mutex<VecDeque<Moment>>>,
-    coming: broadcast::Sender<Moment>,
+    events: Events,
     drain: Drain,
 }
 
 /// One thing that happened, as people read it. Holds no secret and no query.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Moment {
     /// The time of day, UTC.
     pub at: String,
@@ -43,44 +41,20 @@ pub(super) struct Moment {
 }
 
 impl Live {
-    /// Begins to watch.
+    /// Has the last moments kept from now on.
     pub fn start(events: &Events, drain: &Drain) -> Self {
-        let live = Self { kept: Arc::default(), coming: broadcast::channel(256).0, drain: drain.clone() };
-        let (mut watched, stop, watching) = (events.watch(), drain.started(), live.clone());
-        tokio::spawn(async move {
-            tokio::pin!(stop);
-            loop {
-                let event = tokio::select! {
-                    () = &mut stop => return,
-                    event = watched.recv() => event,
-                };
-                match event {
-                    Ok(event) => watching.take(Moment::of(&event)),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return,
-                }
-            }
-        });
-        live
-    }
-
-    fn take(&self, moment: Moment) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_front(moment.clone());
-        kept.truncate(KEPT);
-        drop(kept);
-        // The only error is that nobody looks.
-        let _ = self.coming.send(moment);
+        events.keep(KEPT);
+        Self { events: events.clone(), drain: drain.clone() }
     }
 
     /// The last moments, newest first.
     pub fn recent(&self) -> Vec<Moment> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.events.recent().iter().map(|(at, event)| Moment::of(*at, event)).collect()
     }
 
     /// The moments to come, as server-sent events, until the stop begins.
     pub fn stream(&self) -> impl Stream<Item = String> + Send + use<> {
-        let (coming, stop) = (self.coming.subscribe(), Box::pin(self.drain.started()));
+        let (coming, stop) = (self.events.watch(), Box::pin(self.drain.started()));
         stream::unfold((coming, stop, true), |(mut coming, mut stop, first)| async move {
             if first {
                 return Some((": here\n\n".to_owned(), (coming, stop, false)));
@@ -88,8 +62,8 @@ impl Live {
             let text = tokio::select! {
                 () = &mut stop => return None,
                 () = tokio::time::sleep(ALIVE) => ":\n\n".to_owned(),
-                moment = coming.recv() => match moment {
-                    Ok(moment) => format!("data: {}\n\n", serde_json::to_string(&moment).unwrap_or_default()),
+                event = coming.recv() => match event {
+                    Ok(event) => format!("data: {}\n\n", Moment::of(SystemTime::now(), &event).json()),
                     Err(broadcast::error::RecvError::Lagged(_)) => ": too fast\n\n".to_owned(),
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
@@ -100,12 +74,18 @@ impl Live {
 }
 
 impl Moment {
-    fn of(event: &Event) -> Self {
-        match event {
+    fn of(at: SystemTime, event: &Event) -> Self {
+        let moment = match event {
             Event::Request(request) => Self::of_request(request),
             Event::Token(token) => Self::of_token(token),
             Event::Missing(missing) => Self::of_missing(missing),
-        }
+        };
+        let (hour, minute, second) = OffsetDateTime::from(at).to_hms();
+        Self { at: format!("{hour:02}:{minute:02}:{second:02}"), ..moment }
+    }
+
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     fn of_request(request: &Request) -> Self {
@@ -126,9 +106,9 @@ impl Moment {
             what: format!("{} {}{}", request.method, request.authority, request.path),
             outcome: status.map_or_else(|| "gone".to_owned(), |status| status.to_string()),
             note: notes.join(", "),
-            route: request.route.clone().unwrap_or_default(),
+            route: request.route.as_deref().unwrap_or_default().to_owned(),
             took: format!("{:.1} ms", request.took.as_secs_f64() * 1000.0),
-            ..Self::now()
+            ..Self::default()
         }
     }
 
@@ -150,7 +130,7 @@ impl Moment {
             TokenChange::Disconnected => ("odd", "disconnected", String::new()),
             TokenChange::Rejected { .. } => ("odd", "rejected with 401", String::new()),
         };
-        Self { kind: "token", level, what, outcome: outcome.into(), note, ..Self::now() }
+        Self { kind: "token", level, what, outcome: outcome.into(), note, ..Self::default() }
     }
 
     fn of_missing(missing: &Missing) -> Self {
@@ -159,20 +139,6 @@ impl Moment {
             None => String::new(),
         };
         let what = format!("{} has to connect {}", missing.user, missing.title);
-        Self { kind: "consent", level: "odd", what, outcome: "not connected".into(), note, ..Self::now() }
-    }
-
-    fn now() -> Self {
-        let (hour, minute, second) = OffsetDateTime::now_utc().to_hms();
-        Self {
-            at: format!("{hour:02}:{minute:02}:{second:02}"),
-            kind: "request",
-            level: "good",
-            what: String::new(),
-            outcome: String::new(),
-            note: String::new(),
-            route: String::new(),
-            took: String::new(),
-        }
+        Self { kind: "consent", level: "odd", what, outcome: "not connected".into(), note, ..Self::default() }
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::drain::Drain;
-use crate::events::{Event, Events, Missing};
+use crate::events::{Events, Missing};
 use crate::names::ProviderName;
 use crate::oauth::{OnMissing, Provider};
 use crate::secret::Secret;
@@ -30,7 +30,7 @@ const ANSWER: usize = 4 << 10;
 pub(super) struct Notifier {
     told: HashMap<ProviderName, OnMissing>,
     calls: Arc<Calls>,
-    events: broadcast::Receiver<Event>,
+    missing: broadcast::Receiver<Missing>,
     drain: Drain,
 }
 
@@ -40,12 +40,12 @@ impl Notifier {
             .iter()
             .filter(|provider| provider.on_missing.webhook.is_some() || !provider.on_missing.command.is_empty());
         let told = wanted.map(|provider| (provider.name.clone(), provider.on_missing.clone())).collect();
-        Self { told, calls, events: events.watch(), drain: drain.clone() }
+        Self { told, calls, missing: events.watch_missing(), drain: drain.clone() }
     }
 
     /// Tells, until the stop begins. Where nobody is to be told, it watches nothing.
     pub(super) async fn run(self) {
-        let Self { told, calls, mut events, drain } = self;
+        let Self { told, calls, mut missing, drain } = self;
         if told.is_empty() {
             return;
         }
@@ -53,12 +53,12 @@ impl Notifier {
         tokio::pin!(stop);
         let (waiting, at_once) = (Arc::new(Semaphore::new(WAITING)), Arc::new(Semaphore::new(AT_ONCE)));
         loop {
-            let event = tokio::select! {
+            let told_of = tokio::select! {
                 () = &mut stop => return,
-                event = events.recv() => event,
+                one = missing.recv() => one,
             };
-            match event {
-                Ok(Event::Missing(missing)) => {
+            match told_of {
+                Ok(missing) => {
                     let Some(whom) = told.get(&missing.provider).cloned() else { continue };
                     let Ok(place) = waiting.clone().try_acquire_owned() else {
                         tracing::warn!(provider = %missing.provider, "too many users have to connect: one is not told");
@@ -72,7 +72,7 @@ impl Notifier {
                         drop(place);
                     });
                 }
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
         }

@@ -133,7 +133,7 @@ fn unrouted(settings: &Settings, routes: &Routes, authority: &Authority) -> Verd
 }
 
 async fn routed(settings: &Settings, route: &Route, call: &Call) -> Result<Verdict, CliError> {
-    let mut verdict = vec![("route", route.name.clone())];
+    let mut verdict = vec![("route", route.name.to_string())];
     let name = match &route.action {
         Action::Authenticate(name) => name,
         Action::Deny => {

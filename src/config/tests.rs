@@ -159,10 +159,10 @@ store: { path: /store, keys: ['${KEY}'] }
     assert_eq!(two.refresh_before, Duration::from_secs(300));
 
     let [api, plain] = settings.routes.as_slice() else { panic!("{:?}", settings.routes) };
-    assert_eq!((api.name.as_str(), api.port), ("routes[0] api.test:8443", 8443));
+    assert_eq!((&*api.name, api.port), ("routes[0] api.test:8443", 8443));
     assert_eq!(api.action, Action::Authenticate("one".parse().unwrap()));
     assert_eq!((api.retry, api.upstream_http, api.redact_reflections), (Retry::Never, UpstreamHttp::H1, true));
-    assert_eq!((plain.name.as_str(), plain.port, plain.plaintext), ("routes[1] *.plain.test", 80, true));
+    assert_eq!((&*plain.name, plain.port, plain.plaintext), ("routes[1] *.plain.test", 80, true));
     assert_eq!((&plain.action, plain.redact_reflections), (&Action::Deny, false));
 }
 
@@ -864,7 +864,7 @@ routes:
     assert_eq!(google.endpoints.authorization.as_ref().unwrap().host_str(), Some("accounts.google.com"));
     assert!(google.consent.params.contains(&("access_type".to_owned(), "offline".to_owned())));
     assert_eq!((slack.title.as_str(), slack.endpoints.authorization.as_ref()), ("slack", None));
-    let routes: Vec<&str> = settings.routes.iter().map(|route| route.name.as_str()).collect();
+    let routes: Vec<&str> = settings.routes.iter().map(|route| &*route.name).collect();
     assert_eq!(routes, ["routes[0] api.github.com", "routes[0] uploads.github.com", "routes[1] gitlab.work.test"]);
 }
 

@@ -50,7 +50,7 @@ where
 {
     let plaintext = proxy.parts().routes.plaintext(to);
     let origin = Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() });
-    let arrival = Arrival::Tunnel(Arc::new(Tunnel { origin, caller }));
+    let arrival = Arrival::Tunnel(Arc::new(Tunnel { origin, name: to.to_string().into(), caller }));
     let name = match &to.host {
         Host::Name(name) if !plaintext => name,
         // Node's fetch sends `http://` URLs this way.

@@ -1,5 +1,7 @@
 //! Every answer of our own: one list, with status, stable code and what to do, written in one place.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -50,7 +52,7 @@ pub(super) enum Reject {
     #[error("the request came back to the proxy that sent it")]
     Loop,
     #[error("the route `{0}` denies it")]
-    Denied(String),
+    Denied(Arc<str>),
     #[error("no route covers the request, and `unmatched` is `deny`")]
     Unmatched,
     #[error("this host is routed with TLS, and the request is without")]

@@ -99,7 +99,7 @@ impl Heard {
     }
 
     fn request(&mut self, request: &events::Request) {
-        let host = self.hosts.entry(request.authority.clone()).or_default();
+        let host = self.hosts.entry(request.authority.to_string()).or_default();
         match request.method == http::Method::CONNECT && request.code.is_none() {
             true => host.passed_on += 1,
             false => host.requests += 1,

@@ -65,7 +65,7 @@ impl Check<'_> {
         let made = |RouteHost { pattern, port }: RouteHost| {
             let written_port = port.map(|port| format!(":{port}")).unwrap_or_default();
             Route {
-                name: format!("{} {pattern}{written_port}", spot.path),
+                name: format!("{} {pattern}{written_port}", spot.path).into(),
                 host: pattern,
                 port: port.unwrap_or(if plaintext { 80 } else { 443 }),
                 paths: route.paths.iter().flatten().map(|Parsed(path)| path.clone()).collect(),
