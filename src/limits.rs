@@ -21,7 +21,7 @@ pub struct Limits {
     pub upstream_handshake_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
-    /// The most fields in a head.
+    /// The most fields in a head, an agent's or an upstream's.
     pub max_headers: usize,
     /// The most connections of agents at once, tunnels too; further ones wait to be accepted.
     pub max_connections: usize,
@@ -32,6 +32,8 @@ impl Limits {
     pub const LEAST_HEAD: usize = 8 << 10;
     /// The largest `max_head`: it is what each connection may hold.
     pub const MOST_HEAD: usize = 16 << 20;
+    /// The default `max_headers`, which is hyper's: for these many it needs no memory from the heap.
+    pub const USUAL_HEADERS: usize = 100;
     /// The largest `max_headers`.
     pub const MOST_HEADERS: usize = 10_000;
     /// The largest `max_connections`.
@@ -49,7 +51,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             upstream_handshake_timeout: Duration::from_secs(10),
             max_head: 256 << 10,
-            max_headers: 256,
+            max_headers: Self::USUAL_HEADERS,
             max_connections: 10_000,
         }
     }

@@ -204,11 +204,14 @@ impl Proxy {
             async move { handled.await.map(|response| response.map(|body| answer.with(body))) }
         });
         let io = half::HeldEnd::new(io, answers.clone());
-        let connection = http1::Builder::new()
+        let mut http1 = http1::Builder::new();
+        if limits.max_headers != Limits::USUAL_HEADERS {
+            http1.max_headers(limits.max_headers);
+        }
+        let connection = http1
             .timer(TokioTimer::new())
             // From the end of one request to the end of the next one's head; a head that has begun has a limit of its own.
             .header_read_timeout(limits.idle_timeout + limits.head_timeout)
-            .max_headers(limits.max_headers)
             .max_buf_size(limits.max_head)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
@@ -322,7 +325,7 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Response<ResponseBody>, Reject> {
         // In HTTP/2 a byte can stand for a field of any size.
-        if request.headers().len() > self.limits().max_headers {
+        if headers::fields(request.headers()) > self.limits().max_headers {
             return Err(Reject::TooManyFields);
         }
         admit::check(&request, &self.inner.pseudonym)?;

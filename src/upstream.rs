@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -85,6 +86,7 @@ struct DialerInner {
     h1: Arc<ClientConfig>,
     connect_timeout: Duration,
     handshake_timeout: Duration,
+    max_headers: usize,
 }
 
 impl Dialer {
@@ -109,6 +111,7 @@ impl Dialer {
             h1: Arc::new(h1),
             connect_timeout: limits.connect_timeout,
             handshake_timeout: limits.upstream_handshake_timeout,
+            max_headers: limits.max_headers,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -202,6 +205,15 @@ impl Dialer {
             UpstreamHttp::H1 => &self.inner.h1,
         };
         self.handshake(config, &to.host, leg).await
+    }
+
+    /// How HTTP/1 is spoken on what it opens.
+    fn http1(&self) -> http1::Builder {
+        let mut http1 = http1::Builder::new();
+        if self.inner.max_headers != Limits::USUAL_HEADERS {
+            http1.max_headers(self.inner.max_headers);
+        }
+        http1
     }
 
     async fn handshake<IO>(

@@ -64,6 +64,12 @@ pub(super) fn is_last_hop<B>(request: &mut Request<B>) -> bool {
 }
 
 /// The protocol that a request asks to change to, if it asks. Never HTTP/2 in the clear: requests inside it would go
+/// How many fields there are. Cookies are one, in however many crumbs an HTTP/2 agent sends them.
+pub(super) fn fields(headers: &HeaderMap) -> usize {
+    let crumbs = headers.get_all(COOKIE).iter().count();
+    headers.len() - crumbs.saturating_sub(1)
+}
+
 /// past the routes, and an h1 answer is always allowed.
 pub(super) fn upgrade(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let asked = version == Version::HTTP_11 && nominated(headers).any(|name| name == UPGRADE);
@@ -200,10 +206,11 @@ mod tests {
     #[test]
     fn cookie_crumbs_arrive_as_one_cookie() {
         // SEC-063
-        let mut headers = map(&[("cookie", "a=1")]);
+        let mut headers = map(&[("cookie", "a=1"), ("accept", "*/*")]);
         headers.append(COOKIE, "b=2".parse().unwrap());
         clean_request(&mut headers, &Pseudonym::random());
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(fields(&headers), 2);
     }
 
     #[test]

@@ -37,7 +37,6 @@ const H2_CONNECTIONS: usize = 8;
 /// How many connections may close, one after the other, before a byte of a request is written to them; then a new one
 /// is opened.
 const UNSENT_TRIES: u32 = 3;
-pub(super) const MAX_HEADERS: usize = 256;
 
 /// An answer whose connection goes back to the pool when its body has been read.
 pub type Pooled = Response<UpstreamBody>;
@@ -137,7 +136,7 @@ impl Pool {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
         let opened = if origin.plaintext {
             // Through a proxy, too, the connection is the origin's own (RFC 6455 section 4.1).
-            handshake_h1(self.dialer.plain(&origin.authority).await?).await?
+            handshake_h1(self.dialer.http1(), self.dialer.plain(&origin.authority).await?).await?
         } else {
             self.open(&origin).await?
         };
@@ -228,7 +227,7 @@ impl Pool {
                 Some(proxy) => self.dialer.to_proxy(proxy).await?,
                 None => self.dialer.plain(&origin.authority).await?,
             };
-            return handshake_h1(leg).await;
+            return handshake_h1(self.dialer.http1(), leg).await;
         }
         let tls = self.dialer.tls(&origin.authority, origin.http).await?;
         match tls.get_ref().1.alpn_protocol() {
@@ -237,7 +236,7 @@ impl Pool {
                 let stream = connection.stream();
                 Ok(Ready::H2 { connection, stream })
             }
-            _ => handshake_h1(tls).await,
+            _ => handshake_h1(self.dialer.http1(), tls).await,
         }
     }
 }
@@ -421,11 +420,11 @@ fn normalise(response: &mut Response<Incoming>) -> Result<bool, UpstreamError> {
     Ok(!old && !twice)
 }
 
-async fn handshake_h1<IO>(io: IO) -> Result<Ready, UpstreamError>
+async fn handshake_h1<IO>(builder: http1::Builder, io: IO) -> Result<Ready, UpstreamError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let handshake = http1::Builder::new().max_headers(MAX_HEADERS).handshake(TokioIo::new(io)).await;
+    let handshake = builder.handshake(TokioIo::new(io)).await;
     let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -10,7 +10,6 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::pool::MAX_HEADERS;
 use super::proxies::UpstreamProxy;
 use super::{OURSELVES, UpstreamError};
 use crate::host::Authority;
@@ -47,8 +46,7 @@ async fn ask<IO>(io: IO, request: Request<Empty<Bytes>>) -> Result<(IO, Bytes), 
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let handshake =
-        http1::Builder::new().max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).handshake(TokioIo::new(io)).await;
+    let handshake = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await;
     let (mut sender, connection) = handshake.map_err(broken)?;
     // It ends when the tunnel is taken out of it below, or when nobody waits for the answer any more.
     tokio::spawn(async move {
