@@ -35,7 +35,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::ca::Ca;
@@ -209,15 +209,14 @@ impl Proxy {
             http1.max_headers(limits.max_headers);
         }
         let connection = http1
-            .timer(TokioTimer::new())
-            // From the end of one request to the end of the next one's head; a head that has begun has a limit of its own.
-            .header_read_timeout(limits.idle_timeout + limits.head_timeout)
             .max_buf_size(limits.max_head)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
+        let rests = answers.clone();
             .with_upgrades();
-        // How long it may idle is said above.
-        self.until_stopped(connection, |connection| connection.graceful_shutdown(), std::future::pending()).await;
+        // A head that has begun has a limit of its own, which it may use up.
+        let quiet = rests.rest(limits.idle_timeout + limits.head_timeout);
+        self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet).await;
     }
 
     /// Reads HTTP/2 requests from a connection until it ends.
@@ -225,10 +224,9 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (requested, patience, answers) = (Notify::new(), Patience::default(), half::Answers::default());
+        let (patience, answers) = (Patience::default(), half::Answers::default());
         let asked = AtomicBool::new(false);
         let service = service_fn(|mut request: Request<Incoming>| {
-            requested.notify_one();
             asked.store(true, Ordering::Relaxed);
             if *request.method() == Method::CONNECT {
                 // A WebSocket goes on when its answer has ended.
@@ -255,9 +253,7 @@ impl Proxy {
             .serve_connection(TokioIo::new(io), service);
         let limit = self.limits().idle_timeout;
         // Not under an answer that lasts: python-h2 takes nothing more of it after GOAWAY.
-        let quiet = async {
-            while tokio::time::timeout(limit, requested.notified()).await.is_ok() || answers.are_under_way() {}
-        };
+        let quiet = answers.rest(limit);
         // hyper winds nothing down whose preface has not come.
         let silent = async {
             tokio::time::sleep(limit).await;

@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use std::{future::Future, io};
@@ -25,10 +25,23 @@ pub(super) struct Answers {
     counted: Arc<Counted>,
 }
 
-#[derive(Default)]
 struct Counted {
+    since: Instant,
     under_way: AtomicUsize,
+    /// When the last one ended, in milliseconds from `since`.
+    ended: AtomicU64,
     reader: AtomicWaker,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            under_way: Default::default(),
+            ended: Default::default(),
+            reader: Default::default(),
+        }
+    }
 }
 
 impl Answers {
@@ -41,6 +54,20 @@ impl Answers {
     /// Whether there is any.
     pub(super) fn are_under_way(&self) -> bool {
         self.counted.under_way.load(Ordering::Acquire) > 0
+    }
+
+    /// Resolves when none has been under way for this long. Its timer goes on through any number of requests.
+    pub(super) async fn rest(&self, limit: Duration) {
+        let mut due = self.counted.since + limit;
+        while due > Instant::now() {
+            tokio::time::sleep_until(due).await;
+            let last = if self.are_under_way() {
+                Instant::now()
+            } else {
+                self.counted.since + Duration::from_millis(self.counted.ended.load(Ordering::Relaxed))
+            };
+            due = last + limit;
+        }
     }
 }
 
@@ -56,6 +83,7 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.0.ended.store(self.0.since.elapsed().as_millis() as u64, Ordering::Relaxed);
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
         self.0.reader.wake();
     }
@@ -175,6 +203,21 @@ mod tests {
             drop(answer);
         });
         assert_eq!((held.read(&mut [0; 8]).await.unwrap(), now.elapsed()), (0, LEFT / 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_begins_at_the_end_of_the_last_answer_and_not_under_one() {
+        let (answers, limit, began) = (Answers::default(), Duration::from_secs(60), Instant::now());
+        let asks = async {
+            tokio::time::sleep(limit / 2).await;
+            drop(answers.begin());
+            tokio::time::sleep(limit / 2).await;
+            let long = answers.begin();
+            tokio::time::sleep(limit * 3).await;
+            drop(long);
+        };
+        let (_, ()) = tokio::join!(asks, answers.rest(limit));
+        assert_eq!(began.elapsed(), limit * 5);
     }
 
     #[tokio::test(start_paused = true)]
