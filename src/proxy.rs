@@ -52,6 +52,7 @@ use crate::tokens::Tokens;
 use crate::upstream::{Origin, Upstream};
 use body::{Budget, ResponseBody};
 use caller::{Agent, Caller, Door, Entrance};
+use forward::Forward;
 use missing::Missing;
 use pace::Paced;
 use patience::Patience;
@@ -136,9 +137,24 @@ enum Arrival {
 /// A CONNECT that is answered here.
 struct Tunnel {
     origin: Arc<Origin>,
-    /// Who opened it: nothing inside says who sends it, whatever it says.
     /// Its authority as logs say it.
     name: Arc<str>,
+    /// Who opened it: nothing inside says who sends it, whatever it says.
+    caller: Caller,
+}
+
+/// What is to be done with a request.
+enum Admitted<'a> {
+    /// Nothing more.
+    Answered(Response<ResponseBody>),
+    Connect(Box<Connect>),
+    Forward(Forward<'a>),
+}
+
+/// A CONNECT.
+struct Connect {
+    request: Request<Incoming>,
+    authority: Authority,
     caller: Caller,
 }
 
@@ -199,9 +215,10 @@ impl Proxy {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (answers, limits) = (half::Answers::default(), self.limits());
+        let rests = answers.clone();
         let service = service_fn(|request| {
-            let (handled, answer) = (self.clone().handle(request, arrival.clone()), answers.begin());
-            async move { handled.await.map(|response| response.map(|body| answer.with(body))) }
+            let (proxy, arrival, answer) = (self.clone(), arrival.clone(), answers.begin());
+            async move { proxy.handle(request, arrival).await.map(|response| response.map(|body| answer.with(body))) }
         });
         let io = half::HeldEnd::new(io, answers.clone());
         let mut http1 = http1::Builder::new();
@@ -212,7 +229,6 @@ impl Proxy {
             .max_buf_size(limits.max_head)
             .auto_date_header(false)
             .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
-        let rests = answers.clone();
             .with_upgrades();
         // A head that has begun has a limit of its own, which it may use up.
         let quiet = rests.rest(limits.idle_timeout + limits.head_timeout);
@@ -232,10 +248,10 @@ impl Proxy {
                 // A WebSocket goes on when its answer has ended.
                 request.extensions_mut().insert(Arc::new(answers.begin()));
             }
-            let (handled, begun) = (self.clone().handle(request, arrival.clone()), patience.begin());
-            let answer = answers.begin();
+            let (proxy, arrival) = (self.clone(), arrival.clone());
+            let (begun, answer) = (patience.begin(), answers.begin());
             async move {
-                let handled = handled.await;
+                let handled = proxy.handle(request, arrival).await;
                 begun.answered();
                 handled.map(|response| response.map(|body| answer.with(body)))
             }
@@ -275,6 +291,7 @@ impl Proxy {
     {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
+            biased;
             ended = connection.as_mut() => Some(ended),
             () = self.drain().started() => None,
             () = quiet => None,
@@ -292,34 +309,43 @@ impl Proxy {
     }
 
     /// Answers one request, and says once what happened to it.
-    async fn handle(
+    // Not an `async fn`, which would hold the request twice for as long as it is answered.
+    fn handle(
         self,
         mut request: Request<Incoming>,
         arrival: Arrival,
-    ) -> Result<Response<ResponseBody>, Infallible> {
-        websocket::read_as_get(&mut request);
-        let mut record = Record::of(&request, &arrival, &self.parts().events);
-        let form = reject::Form::wanted(&request);
-        let last = Last::of(&request);
-        let answered = self.answer(request, arrival, &mut record).await;
-        let mut response = answered.unwrap_or_else(|reject| {
-            record.code = Some(reject.code());
-            if matches!(reject, Reject::Misdirected | Reject::TwoHosts) {
-                tracing::warn!(authority = %record.authority, code = reject.code(), "a request in a tunnel for another host");
-            }
-            reject.into_response(form)
-        });
-        last.finish(&mut response);
-        record.finish(response.status());
-        Ok(response)
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
+        async move {
+            websocket::read_as_get(&mut request);
+            let mut record = Record::of(&request, &arrival, &self.parts().events);
+            let form = reject::Form::wanted(&request);
+            let last = Last::of(&request);
+            let answered = match self.admit(request, arrival, &mut record) {
+                Ok(Admitted::Answered(response)) => Ok(response),
+                Ok(Admitted::Connect(connect)) => self.connect(*connect, &mut record).await,
+                Ok(Admitted::Forward(mut forward)) => forward.answer(&mut record).await,
+                Err(reject) => Err(reject),
+            };
+            let mut response = answered.unwrap_or_else(|reject| {
+                record.code = Some(reject.code());
+                if matches!(reject, Reject::Misdirected | Reject::TwoHosts) {
+                    tracing::warn!(authority = %record.authority, code = reject.code(), "a request in a tunnel for another host");
+                }
+                reject.into_response(form)
+            });
+            last.finish(&mut response);
+            record.finish(response.status());
+            Ok(response)
+        }
     }
 
-    async fn answer(
+    /// Decides what is to be done with a request.
+    fn admit(
         &self,
         mut request: Request<Incoming>,
         arrival: Arrival,
         record: &mut Record,
-    ) -> Result<Response<ResponseBody>, Reject> {
+    ) -> Result<Admitted<'_>, Reject> {
         // In HTTP/2 a byte can stand for a field of any size.
         if headers::fields(request.headers()) > self.limits().max_headers {
             return Err(Reject::TooManyFields);
@@ -336,7 +362,9 @@ impl Proxy {
                 let caller = self.inner.door.admit(&entrance, request.headers())?;
                 record.caller(&caller);
                 match target {
-                    Target::Connect(authority) => return self.connect(request, authority, caller, record).await,
+                    Target::Connect(authority) => {
+                        return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller })));
+                    }
                     Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller),
                 }
             }
@@ -345,19 +373,14 @@ impl Proxy {
             return Err(Reject::Trace);
         }
         if headers::is_last_hop(&mut request) {
-            return Ok(reject::options_answer());
+            return Ok(Admitted::Answered(reject::options_answer()));
         }
-        forward::forward(self, request, &origin, &caller, record).await
+        forward::forward(self, request, &origin, &caller, record).map(Admitted::Forward)
     }
 
     /// A routed host is answered here; any other is tunnelled or refused.
-    async fn connect(
-        &self,
-        request: Request<Incoming>,
-        authority: Authority,
-        caller: Caller,
-        record: &mut Record,
-    ) -> Result<Response<ResponseBody>, Reject> {
+    async fn connect(&self, connect: Connect, record: &mut Record) -> Result<Response<ResponseBody>, Reject> {
+        let Connect { request, authority, caller } = connect;
         if self.parts().routes.claims(&authority) {
             // The requests inside are what is logged.
             record.quiet = true;
@@ -365,7 +388,7 @@ impl Proxy {
         }
         match self.parts().unmatched {
             Unmatched::Deny => Err(Reject::Unmatched),
-            Unmatched::Tunnel => tunnel::open(self, request, &authority).await,
+            Unmatched::Tunnel => Box::pin(tunnel::open(self, request, &authority)).await,
         }
     }
 

@@ -257,8 +257,12 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`UpstreamError`]; [`UpstreamError::unprocessed`] tells whether the server certainly did nothing.
-    pub async fn send(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
-        self.pool.send(origin, request).await
+    pub fn send(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
+        self.pool.send(origin, request)
     }
 
     /// Sends a request on a connection that is opened for it and kept in the pool afterwards.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
@@ -29,14 +30,14 @@ use crate::upstream::{Origin, Pooled, RequestBody, SendBy, Switched, UpstreamErr
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
 
-/// Sends a request on, with what its route says.
-pub(super) async fn forward(
-    proxy: &Proxy,
+/// Makes a request ready to be sent on, with what its route says.
+pub(super) fn forward<'a>(
+    proxy: &'a Proxy,
     request: Request<Incoming>,
     origin: &Origin,
     caller: &Caller,
     record: &mut Record,
-) -> Result<Response<ResponseBody>, Reject> {
+) -> Result<Forward<'a>, Reject> {
     let route = proxy.parts().routes.find(&origin.authority, request.method(), request.uri().path())?;
     record.route = route.map(|route| route.name.clone());
     let http = route.map(|route| route.upstream_http).unwrap_or_default();
@@ -45,7 +46,7 @@ pub(super) async fn forward(
         if proxy.parts().unmatched == Unmatched::Deny {
             return Err(Reject::Unmatched);
         }
-        return Outgoing::new(proxy, request, origin).send(None).await.and_then(|answer| answer.into_response(proxy));
+        return Ok(Forward::AsItIs(Outgoing::new(proxy, request, origin)));
     };
     let provider = match &route.action {
         Action::Deny => return Err(Reject::Denied(route.name.clone())),
@@ -63,13 +64,33 @@ pub(super) async fn forward(
     if redactor.is_some() {
         redact::ask_for_plain(&mut outgoing.head.headers);
     }
-    let mut authenticated = Authenticated { proxy, route, key, outgoing, redactor };
-    let answer = authenticated.exchange(record).await?;
-    authenticated.redacted(answer).into_response(proxy)
+    Ok(Forward::Authenticated(Authenticated { proxy, route, key, outgoing, redactor }))
+}
+
+/// A request that is ready to be sent on.
+pub(super) enum Forward<'a> {
+    /// With nothing added.
+    AsItIs(Outgoing<'a>),
+    /// With a token.
+    Authenticated(Authenticated<'a>),
+}
+
+impl Forward<'_> {
+    /// Sends it.
+    pub(super) async fn answer(&mut self, record: &mut Record) -> Result<Response<ResponseBody>, Reject> {
+        match self {
+            // Boxed, since few do: their future is not part of every other's.
+            Forward::AsItIs(outgoing) => Box::pin(outgoing.send(None)).await?.into_response(outgoing.proxy),
+            Forward::Authenticated(authenticated) => {
+                let answer = authenticated.exchange(record).await?;
+                authenticated.redacted(answer).into_response(authenticated.proxy)
+            }
+        }
+    }
 }
 
 /// A request that carries a token.
-struct Authenticated<'a> {
+pub(super) struct Authenticated<'a> {
     proxy: &'a Proxy,
     route: &'a Arc<Route>,
     key: Key,
@@ -81,16 +102,24 @@ struct Authenticated<'a> {
 impl Authenticated<'_> {
     async fn exchange(&mut self, record: &mut Record) -> Result<Answer, Reject> {
         let mut bearer = self.timed_bearer(record).await?;
-        let mut sent = self.send(&bearer).await;
-        if let Err(Reject::Upstream(UpstreamError::Late)) = sent {
-            // The token ended while the connection was made, or while this process stood still.
-            bearer = self.timed_bearer(record).await?;
-            sent = self.send(&bearer).await;
+        let sent = match self.send(&bearer).await {
+            Err(Reject::Upstream(UpstreamError::Late)) => {
+                // The token ended while the connection was made, or while this process stood still.
+                bearer = self.timed_bearer(record).await?;
+                Box::pin(self.send(&bearer)).await
+            }
+            sent => sent,
+        };
+        let first = sent?;
+        if self.rejected(&first) {
+            Box::pin(self.again(first, bearer, record)).await
+        } else {
+            Ok(self.taken(first, bearer))
         }
-        let mut first = sent?;
-        if !self.rejected(&first) {
-            return Ok(self.taken(first, bearer));
-        }
+    }
+
+    /// What the agent gets when its first answer rejects the token.
+    async fn again(&mut self, mut first: Answer, bearer: Bearer, record: &mut Record) -> Result<Answer, Reject> {
         let asked = Instant::now();
         let renewed = self.another(&bearer, &mut first).await;
         record.token += asked.elapsed();
@@ -148,8 +177,8 @@ impl Authenticated<'_> {
     }
 
     /// Takes the tokens out of the answer, where the route says so.
-    fn redacted(self, answer: Answer) -> Answer {
-        let Some(redactor) = self.redactor else { return answer };
+    fn redacted(&mut self, answer: Answer) -> Answer {
+        let Some(redactor) = self.redactor.take() else { return answer };
         let authority = &self.outgoing.origin.authority;
         // It passes: the request was carried out, and an agent that is refused the answer would make it again.
         if redact::is_coded_text(&answer.response) && is_first(&self.proxy.inner.coded, authority) {
@@ -243,7 +272,7 @@ impl Authenticated<'_> {
 }
 
 /// A request ready to be sent, as often as need be.
-struct Outgoing<'a> {
+pub(super) struct Outgoing<'a> {
     proxy: &'a Proxy,
     origin: Origin,
     head: request::Parts,
@@ -318,16 +347,23 @@ impl<'a> Outgoing<'a> {
         self.body.dropped().is_none() && (error.unprocessed() || closed)
     }
 
-    async fn send_once(&self, bearer: Option<&Bearer>, left: u32) -> Result<Pooled, UpstreamError> {
-        let upstream = &self.proxy.parts().upstream;
-        let body = self.body.next_try().ok_or(UpstreamError::RequestBody)?;
-        let request = self.request(bearer, body);
-        match &self.upgrade {
-            Some(Upgrade { extended: true, .. }) => upstream.send_websocket(&self.origin, request).await,
-            Some(_) => upstream.send_upgrade(&self.origin, request).await,
-            // Those in the pool may all be about to close; a new one is not.
-            None if left == 0 => upstream.send_anew(&self.origin, request).await,
-            None => upstream.send(&self.origin, request).await,
+    fn send_once(
+        &self,
+        bearer: Option<&Bearer>,
+        left: u32,
+    ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
+        let (upstream, origin) = (&self.proxy.parts().upstream, &self.origin);
+        let request = self.body.next_try().ok_or(UpstreamError::RequestBody).map(|body| self.request(bearer, body));
+        match (request, &self.upgrade) {
+            (Ok(request), None) if left > 0 => Either::Left(upstream.send(origin, request)),
+            (request, upgrade) => Either::Right(Box::pin(async move {
+                match upgrade {
+                    Some(Upgrade { extended: true, .. }) => upstream.send_websocket(origin, request?).await,
+                    Some(_) => upstream.send_upgrade(origin, request?).await,
+                    // Those in the pool may all be about to close; a new one is not.
+                    None => upstream.send_anew(origin, request?).await,
+                }
+            })),
         }
     }
 

@@ -131,13 +131,13 @@ impl Connection {
         self.sender.is_extended_connect_protocol_enabled()
     }
 
-    /// Sends a request in origin form.
-    pub(super) async fn send(
+    /// Sends a request in origin form; what is awaited is the answer.
+    pub(super) fn send(
         mut self,
         stream: Stream,
         origin: &Origin,
         request: Request<RequestBody>,
-    ) -> Result<Response<Answer>, UpstreamError> {
+    ) -> Result<impl Future<Output = Result<Response<Answer>, UpstreamError>> + Send + use<>, UpstreamError> {
         let (mut head, body) = request.into_parts();
         rewrite(&mut head, origin)?;
         if let Some(length @ 1..) = body.size_hint().exact() {
@@ -149,9 +149,11 @@ impl Connection {
         let sent = self.sender.send_request(Request::from_parts(head, ()), ended);
         let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
         let upload = Upload((!ended).then(|| tokio::spawn(upload(body, to)).abort_handle()));
-        let answer = head_of(answer).await?;
-        stream.heard();
-        Ok(Answer::of(answer, upload, stream))
+        Ok(async move {
+            let answer = head_of(answer).await?;
+            stream.heard();
+            Ok(Answer::of(answer, upload, stream))
+        })
     }
 
     /// Sends a WebSocket handshake in the form of HTTP/1.1 as an extended CONNECT (RFC 8441 section 5). The answer is
@@ -527,7 +529,7 @@ mod tests {
         let authority = crate::host::Authority::parse("api.test", Some(443)).unwrap();
         let origin = Origin { authority, plaintext: false, http: Default::default() };
         let request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
-        let answer = connection.clone().send(connection.stream(), &origin, request).await.unwrap();
+        let answer = connection.clone().send(connection.stream(), &origin, request).unwrap().await.unwrap();
         let mut body = answer.into_body();
         let minutes = |count: u64| tokio::time::sleep(Duration::from_secs(60 * count));
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use futures_util::future::Either;
 use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE};
 use http::uri::Scheme;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
@@ -91,26 +92,29 @@ impl Pool {
         pool
     }
 
-    pub(super) async fn send(
+    // Not an `async fn`, as all that the usual request passes through here: that would hold the request twice.
+    pub(super) fn send(
         &self,
         origin: &Origin,
         mut request: Request<RequestBody>,
-    ) -> Result<Pooled, UpstreamError> {
-        let relay = self.dialer.relay(origin);
-        if relay.is_some() && has_no_form_for_a_proxy(&request) {
-            return self.send_alone(origin, request).await;
-        }
-        let connections = self.connections(origin);
-        for _ in 0..UNSENT_TRIES {
-            let ready = self.ready(origin, &connections).await?;
-            match send_on(ready, origin, relay, &connections, request).await {
-                Ok(response) => return Ok(response),
-                // The connection closed before a byte was written: as if it had not been there.
-                Err(Unsent::Whole(unsent)) => request = *unsent,
-                Err(Unsent::Failed(error)) => return Err(error),
+    ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
+        async move {
+            let relay = self.dialer.relay(origin);
+            if relay.is_some() && has_no_form_for_a_proxy(&request) {
+                return Box::pin(self.send_alone(origin, request)).await;
             }
+            let connections = self.connections(origin);
+            for _ in 0..UNSENT_TRIES {
+                let ready = self.ready(origin, &connections).await?;
+                match send_on(ready, origin, relay, &connections, request).await {
+                    Ok(response) => return Ok(response),
+                    // The connection closed before a byte was written: as if it had not been there.
+                    Err(Unsent::Whole(unsent)) => request = *unsent,
+                    Err(Unsent::Failed(error)) => return Err(error),
+                }
+            }
+            Box::pin(self.send_anew(origin, request)).await
         }
-        self.send_anew(origin, request).await
     }
 
     pub(super) async fn send_anew(
@@ -200,6 +204,12 @@ impl Pool {
             }
             state.failures.0
         };
+        // Boxed, as is every path that few requests take: the usual one must not carry the size of a handshake.
+        Box::pin(self.opened(origin, connections, failures)).await
+    }
+
+    /// A new connection, or one that came free while others were opened; so many had failed before.
+    async fn opened(&self, origin: &Origin, connections: &Connections, failures: u64) -> Result<Ready, UpstreamError> {
         let opening = connections.opening.lock().await;
         let speaks_h1 = {
             let mut state = connections.lock();
@@ -306,65 +316,74 @@ impl Unsent {
     }
 }
 
-async fn send_on(
+/// Sends a request at once; what is awaited is the answer.
+fn send_on(
     ready: Ready,
     origin: &Origin,
     relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
     request: Request<RequestBody>,
-) -> Result<Pooled, Unsent> {
+) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
     match ready {
-        Ready::H1 { sender } => send_h1(origin, relay, connections, sender, request).await,
-        Ready::H2 { connection, stream } => send_h2(origin, connection, stream, request).await,
+        Ready::H1 { sender } => Either::Left(send_h1(origin, relay, connections, sender, request)),
+        Ready::H2 { connection, stream } => Either::Right(send_h2(origin, connection, stream, request)),
     }
 }
 
-async fn send_h1(
+fn send_h1(
     origin: &Origin,
     relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
     mut sender: H1,
     mut request: Request<RequestBody>,
-) -> Result<Pooled, Unsent> {
-    in_time(&request).map_err(Unsent::Failed)?;
-    let default_port = if origin.plaintext { 80 } else { 443 };
-    let host = HeaderValue::try_from(origin.authority.without_default(default_port));
-    request.headers_mut().insert(HOST, host.map_err(|_| Unsent::Failed(UpstreamError::Resolve))?);
-    *request.version_mut() = Version::HTTP_11;
-    frame(&mut request);
-    if let Some(proxy) = relay {
-        address(&mut request, origin, proxy).map_err(Unsent::Failed)?;
-    }
-    let mut response = match sender.try_send_request(request).await {
-        Ok(response) => response,
-        Err(mut error) => {
-            return Err(match error.take_message() {
-                Some(unsent) => Unsent::Whole(Box::new(unsent)),
-                None => Unsent::Failed(UpstreamError::from_hyper(error.error())),
-            });
+) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
+    let sent = prepare_h1(&mut request, origin, relay).map(|()| sender.try_send_request(request));
+    let (relayed, connections) = (relay.is_some(), connections.clone());
+    async move {
+        let mut response = sent.map_err(Unsent::Failed)?.await.map_err(|mut error| match error.take_message() {
+            Some(unsent) => Unsent::Whole(Box::new(unsent)),
+            None => Unsent::Failed(UpstreamError::from_hyper(error.error())),
+        })?;
+        // Of a proxy, to which our credentials are not the agent's concern.
+        if relayed && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(Unsent::Failed(UpstreamProxyError::asks(response.status(), response.headers()).into()));
         }
-    };
-    // Of a proxy, to which our credentials are not the agent's concern.
-    if relay.is_some() && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-        return Err(Unsent::Failed(UpstreamProxyError::asks(response.status(), response.headers()).into()));
+        let reusable = normalise(&mut response).map_err(Unsent::Failed)?;
+        let back = reusable.then(|| Back { connections, sender });
+        Ok(response.map(|body| UpstreamBody::http1(body, back)))
     }
-    let reusable = normalise(&mut response).map_err(Unsent::Failed)?;
-    let back = reusable.then(|| Back { connections: connections.clone(), sender });
-    Ok(response.map(|body| UpstreamBody::http1(body, back)))
 }
 
-async fn send_h2(
+fn prepare_h1(
+    request: &mut Request<RequestBody>,
+    origin: &Origin,
+    relay: Option<&UpstreamProxy>,
+) -> Result<(), UpstreamError> {
+    in_time(request)?;
+    let default_port = if origin.plaintext { 80 } else { 443 };
+    let host = HeaderValue::try_from(origin.authority.without_default(default_port));
+    request.headers_mut().insert(HOST, host.map_err(|_| UpstreamError::Resolve)?);
+    *request.version_mut() = Version::HTTP_11;
+    frame(request);
+    match relay {
+        Some(proxy) => address(request, origin, proxy),
+        None => Ok(()),
+    }
+}
+
+fn send_h2(
     origin: &Origin,
     connection: http2::Connection,
     stream: http2::Stream,
     request: Request<RequestBody>,
-) -> Result<Pooled, Unsent> {
-    if connection.is_closed() {
-        return Err(Unsent::Whole(Box::new(request)));
-    }
-    in_time(&request).map_err(Unsent::Failed)?;
-    let response = connection.send(stream, origin, request).await.map_err(Unsent::Failed)?;
-    Ok(response.map(UpstreamBody::http2))
+) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
+    let sent = if connection.is_closed() {
+        Err(Unsent::Whole(Box::new(request)))
+    } else {
+        let sent = in_time(&request).and_then(|()| connection.send(stream, origin, request));
+        sent.map_err(Unsent::Failed)
+    };
+    async move { sent?.await.map(|answer| answer.map(UpstreamBody::http2)).map_err(Unsent::Failed) }
 }
 
 fn in_time(request: &Request<RequestBody>) -> Result<(), UpstreamError> {
