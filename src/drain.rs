@@ -38,7 +38,8 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let forced = self.forced.clone();
+        // Boxed: each future around a future holds it twice, where it was captured and where it is polled.
+        let (forced, task) = (self.forced.clone(), Box::pin(task));
         self.tasks.spawn(async move { forced.run_until_cancelled(task).await });
     }
 

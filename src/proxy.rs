@@ -14,6 +14,7 @@ mod pace;
 mod patience;
 mod redact;
 mod reject;
+mod rest;
 mod stalls;
 mod target;
 mod tunnel;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashSet;
+use futures_util::FutureExt;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -57,6 +59,7 @@ use missing::Missing;
 use pace::Paced;
 use patience::Patience;
 use reject::Reject;
+use rest::{Between, Resting};
 use stalls::Stalls;
 use target::Target;
 
@@ -210,29 +213,37 @@ impl Proxy {
     }
 
     /// Reads HTTP/1 requests from a connection until it ends.
-    async fn serve_h1<IO>(&self, io: IO, arrival: Arrival)
+    fn serve_h1<IO>(&self, io: IO, arrival: Arrival) -> impl Future<Output = ()> + Send + use<IO>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (answers, limits) = (half::Answers::default(), self.limits());
-        let rests = answers.clone();
-        let service = service_fn(|request| {
-            let (proxy, arrival, answer) = (self.clone(), arrival.clone(), answers.begin());
+        let (proxy, answers, limits) = (self.clone(), half::Answers::default(), self.limits());
+        let io = wire::Strict::new(half::HeldEnd::new(io, answers.clone()), limits);
+        // A head that has begun has a limit of its own, which it may use up.
+        let (idle, drain, counted) = (limits.idle_timeout + limits.head_timeout, self.drain().clone(), answers.clone());
+        rest::serve(io, answers, idle, drain, move |io| proxy.read_h1(io, &arrival, &counted)).map(told)
+    }
+
+    fn read_h1<IO>(
+        &self,
+        io: Resting<IO>,
+        arrival: &Arrival,
+        answers: &half::Answers,
+    ) -> rest::Reader<IO, impl rest::Answering<ResponseBody> + use<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Between + Unpin + Send + 'static,
+    {
+        let (proxy, arrival, answers, limits) = (self.clone(), arrival.clone(), answers.clone(), self.limits());
+        let service = service_fn(move |request| {
+            let (proxy, arrival, answer) = (proxy.clone(), arrival.clone(), answers.begin());
             async move { proxy.handle(request, arrival).await.map(|response| response.map(|body| answer.with(body))) }
         });
-        let io = half::HeldEnd::new(io, answers.clone());
         let mut http1 = http1::Builder::new();
         if limits.max_headers != Limits::USUAL_HEADERS {
             http1.max_headers(limits.max_headers);
         }
-        let connection = http1
-            .max_buf_size(limits.max_head)
-            .auto_date_header(false)
-            .serve_connection(TokioIo::new(wire::Strict::new(io, limits)), service)
-            .with_upgrades();
-        // A head that has begun has a limit of its own, which it may use up.
-        let quiet = rests.rest(limits.idle_timeout + limits.head_timeout);
-        self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet).await;
+        let http1 = http1.max_buf_size(limits.max_head).auto_date_header(false);
+        Box::pin(http1.serve_connection(TokioIo::new(io), service).with_upgrades())
     }
 
     /// Reads HTTP/2 requests from a connection until it ends.
@@ -267,6 +278,7 @@ impl Proxy {
             .keep_alive_interval(H2_PING_EVERY)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
+        let mut connection = Box::pin(connection);
         let limit = self.limits().idle_timeout;
         // Not under an answer that lasts: python-h2 takes nothing more of it after GOAWAY.
         let quiet = answers.rest(limit);
@@ -278,34 +290,29 @@ impl Proxy {
             }
         };
         tokio::select! {
-            () = self.until_stopped(connection, |connection| connection.graceful_shutdown(), quiet) => {}
+            () = self.until_stopped(connection.as_mut(), |connection| connection.graceful_shutdown(), quiet) => {}
             () = silent => {}
             () = patience.lost() => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
         }
     }
 
     /// Serves a connection to its end; when the stop begins or it is quiet, only what is under way on it.
-    async fn until_stopped<C>(&self, connection: C, wind_down: fn(Pin<&mut C>), quiet: impl Future<Output = ()>)
-    where
+    async fn until_stopped<C>(
+        &self,
+        mut connection: Pin<&mut C>,
+        wind_down: fn(Pin<&mut C>),
+        quiet: impl Future<Output = ()>,
+    ) where
         C: Future<Output = hyper::Result<()>>,
     {
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
+        tokio::select! {
             biased;
-            ended = connection.as_mut() => Some(ended),
-            () = self.drain().started() => None,
-            () = quiet => None,
-        };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                wind_down(connection.as_mut());
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "agent connection ended");
+            ended = connection.as_mut() => return told(ended),
+            () = self.drain().started() => {}
+            () = quiet => {}
         }
+        wind_down(connection.as_mut());
+        told(connection.await);
     }
 
     /// Answers one request, and says once what happened to it.
@@ -411,6 +418,12 @@ impl Proxy {
 
     fn limits(&self) -> &Limits {
         &self.parts().limits
+    }
+}
+
+fn told(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "agent connection ended");
     }
 }
 
@@ -528,5 +541,27 @@ impl Drop for Record {
             took: self.started.elapsed(),
             token: self.token,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::upgrade::Upgraded;
+
+    use super::*;
+
+    fn size<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_a_connection_and_a_request_carry_along_stays_small() {
+        // Of an idle connection its task is there all the time; a request's future is moved and wiped with each of them.
+        let tunnel = size(|proxy: &'static Proxy, agent: TokioIo<Upgraded>, to: &'static Authority, caller| {
+            intercept::serve(proxy, agent, to, caller)
+        });
+        assert!(tunnel <= 1024, "{tunnel} bytes");
+        let request = size(|proxy: Proxy, request, arrival, (): ()| proxy.handle(request, arrival));
+        assert!(request <= 4096, "{request} bytes");
     }
 }

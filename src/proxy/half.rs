@@ -58,16 +58,17 @@ impl Answers {
 
     /// Resolves when none has been under way for this long. Its timer goes on through any number of requests.
     pub(super) async fn rest(&self, limit: Duration) {
-        let mut due = self.counted.since + limit;
-        while due > Instant::now() {
-            tokio::time::sleep_until(due).await;
-            let last = if self.are_under_way() {
-                Instant::now()
-            } else {
-                self.counted.since + Duration::from_millis(self.counted.ended.load(Ordering::Relaxed))
-            };
-            due = last + limit;
+        loop {
+            let due = limit + if self.are_under_way() { self.counted.since.elapsed() } else { self.ended() };
+            if due <= self.counted.since.elapsed() {
+                return;
+            }
+            tokio::time::sleep_until(self.counted.since + due).await;
         }
+    }
+
+    fn ended(&self) -> Duration {
+        Duration::from_millis(self.counted.ended.load(Ordering::Relaxed))
     }
 }
 

@@ -4,16 +4,18 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
 
 use super::body::ResponseBody;
 use super::caller::Caller;
 use super::{Arrival, Proxy, Tunnel, is_first};
 use crate::events::TunnelStep;
-use crate::host::{Authority, Host};
+use crate::host::{Authority, Host, HostName};
 use crate::upstream::Origin;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
@@ -44,7 +46,7 @@ fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
     }
 }
 
-async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority, caller: Caller) -> io::Result<()>
+pub(super) async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority, caller: Caller) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -55,23 +57,26 @@ where
         Host::Name(name) if !plaintext => name,
         // Node's fetch sends `http://` URLs this way.
         _ => {
-            proxy.serve_h1(agent, arrival).await;
+            Box::pin(proxy.serve_h1(agent, arrival)).await;
             return Ok(());
         }
     };
-    let handshake = proxy.parts().ca.accept(name, agent, proxy.parts().clock.now().wall);
-    let limit = proxy.limits().handshake_timeout;
-    let agent = match tokio::time::timeout(limit, handshake).await {
-        Ok(Ok(agent)) => agent,
-        Ok(Err(error)) => return Err(error),
-        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long")),
+    // Boxed, and the connection out of sight: what only one of the two needs is not kept through the other.
+    let serving: BoxFuture<'_, ()> = {
+        let agent = Box::pin(handshake(proxy, name, agent)).await?;
+        let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
+        proxy.parts().events.tunnel(to, TunnelStep::Tls { h2 });
+        if h2 { Box::pin(proxy.serve_h2(agent, arrival)) } else { Box::pin(proxy.serve_h1(agent, arrival)) }
     };
-    let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
-    proxy.parts().events.tunnel(to, TunnelStep::Tls { h2 });
-    if h2 {
-        proxy.serve_h2(agent, arrival).await;
-    } else {
-        proxy.serve_h1(agent, arrival).await;
-    }
+    serving.await;
     Ok(())
+}
+
+async fn handshake<IO>(proxy: &Proxy, name: &HostName, agent: IO) -> io::Result<TlsStream<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = proxy.parts().ca.accept(name, agent, proxy.parts().clock.now().wall);
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long");
+    tokio::time::timeout(proxy.limits().handshake_timeout, handshake).await.map_err(late)?
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::rest::Between;
 use crate::limits::Limits;
 
 /// As much of a line as is looked at; the fields that matter are short.
@@ -59,6 +60,12 @@ impl<IO> Strict<IO> {
         };
         let (_, deadline) = self.deadline.get_or_insert_with(|| (awaited, Box::pin(tokio::time::sleep(limit))));
         deadline.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, awaited.overdue())))
+    }
+}
+
+impl<IO> Between for Strict<IO> {
+    fn is_between(&self) -> bool {
+        matches!(self.framing.place, Place::Head) && self.framing.awaited().is_none() && !self.poisoned
     }
 }
 
