@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use sha2::{Digest, Sha256};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
@@ -107,17 +107,19 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     };
     let places: Vec<Place> = listeners.iter().map(|(listener, _)| listener.place().clone()).collect();
 
-    let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
+    warm_up();
+    let roots = load_roots(settings);
     let store = await_store(settings).await?;
+    let roots = roots.await.expect("loading roots does not panic")?;
     let routes = Routes::new(settings.routes.iter().cloned());
-    let (ca, ca_files) = match authority {
+    let (ca, ca_files, lasting) = match authority {
         Authority::Kept => {
             let ca = kept_ca(&store, &ca_name(settings), routes.hosts(), clock.now().wall).await?;
-            (ca, CaFiles::within(&settings.ca_path))
+            (ca, CaFiles::within(&settings.ca_path), true)
         }
-        Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder)),
+        Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder), false),
     };
-    ca_files.write(&ca, roots.certificates())?;
+    ca_files.write(&ca, roots.certificates(), lasting)?;
 
     let (events, drain) = (Events::default(), Drain::default());
     let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at));
@@ -165,6 +167,18 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
     Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
+}
+
+/// Has the source of randomness seeded while other things are made ready: the first who asks for some waits for it, which
+/// with the jitter of the processor takes 40 ms.
+fn warm_up() {
+    tokio::task::spawn_blocking(|| rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0]));
+}
+
+/// Begins to load the roots, which can be hundreds of files, beside what else is to be made ready.
+fn load_roots(settings: &Settings) -> JoinHandle<Result<Roots, RootsError>> {
+    let extra = settings.extra_ca_files.clone();
+    tokio::task::spawn_blocking(move || Roots::load(&extra, ca::ORGANIZATION))
 }
 
 /// The dashboard, its API and the pages of a consent, behind what guards them.

@@ -101,8 +101,7 @@ impl Dialer {
         proxies: Proxies,
         limits: &Limits,
     ) -> Result<Self, RootsError> {
-        let any = roots.client_config(&[b"h2", b"http/1.1"])?;
-        let h1 = roots.client_config(&[b"http/1.1"])?;
+        let [any, h1] = roots.client_configs([&[b"h2", b"http/1.1"], &[b"http/1.1"]])?;
         let inner = DialerInner {
             resolve,
             proxies,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -52,17 +53,30 @@ impl Roots {
     /// # Errors
     /// When TLS cannot be set up, which means a broken build.
     pub fn client_config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, RootsError> {
+        let [config] = self.client_configs([alpn])?;
+        Ok(config)
+    }
+
+    /// One for each list of protocols, with the roots parsed once. Each keeps sessions of its own.
+    ///
+    /// # Errors
+    /// As [`Roots::client_config`].
+    pub fn client_configs<const N: usize>(&self, alpn: [&[&[u8]]; N]) -> Result<[ClientConfig; N], RootsError> {
         let mut store = RootCertStore::empty();
         // The system's list may hold certificates that rustls cannot use; one of them must not stop the start.
         store.add_parsable_certificates(self.certificates.iter().cloned());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(RootsError::Tls)?
             .with_root_certificates(store)
             .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(config)
+        Ok(alpn.map(|protocols| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            config.resumption = Resumption::default();
+            config
+        }))
     }
 }
 
