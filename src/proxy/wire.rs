@@ -163,7 +163,7 @@ impl Awaited {
     }
 }
 
-/// A line so far: its beginning, and how it ends.
+/// A line that came in pieces, so far: its beginning, and how it ends.
 #[derive(Default)]
 struct Line {
     start: Vec<u8>,
@@ -198,13 +198,19 @@ impl Framing {
                 Place::Length(left) => bytes = self.skip(bytes, left, Place::Length, Place::Head),
                 Place::Chunk(left) => bytes = self.skip(bytes, left, Place::Chunk, Place::ChunkSize),
                 Place::Head | Place::ChunkSize | Place::Trailer => {
-                    let end = bytes.iter().position(|byte| *byte == b'\n');
-                    let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-                    self.line.extend(line);
-                    let Some(_) = end else { return Ok(()) };
-                    bytes = &rest[1..];
-                    let line = std::mem::take(&mut self.line).ended()?;
-                    self.place = self.line_ended(&line)?;
+                    let Some(end) = memchr::memchr(b'\n', bytes) else {
+                        self.line.extend(bytes);
+                        return Ok(());
+                    };
+                    let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+                    self.place = if self.line.length == 0 {
+                        self.line_ended(ended(line, line.len(), line.last())?)?
+                    } else {
+                        self.line.extend(line);
+                        let Line { start, length, last } = std::mem::take(&mut self.line);
+                        self.line_ended(ended(&start, length, Some(&last))?)?
+                    };
+                    bytes = rest;
                 }
             }
         }
@@ -242,19 +248,18 @@ impl Line {
         self.length += bytes.len();
         self.last = bytes.last().copied().unwrap_or(self.last);
     }
+}
 
-    /// The line without its end, which must be CR LF; the beginning of it, if it is long.
-    fn ended(mut self) -> Result<Vec<u8>, Ambiguous> {
-        if self.length == 0 || self.last != b'\r' {
-            return Err(Ambiguous);
-        }
-        if self.length <= LINE {
-            self.start.pop();
-        } else if FRAMING.iter().any(|name| starts_with(&self.start, name)) {
-            return Err(Ambiguous);
-        }
-        Ok(self.start)
+/// A line without its end, which must be CR LF; the beginning of it, if it is long.
+fn ended<'a>(start: &'a [u8], length: usize, last: Option<&u8>) -> Result<&'a [u8], Ambiguous> {
+    if last != Some(&b'\r') {
+        return Err(Ambiguous);
     }
+    if length <= LINE {
+        return Ok(&start[..length - 1]);
+    }
+    let start = &start[..LINE];
+    if FRAMING.iter().any(|name| starts_with(start, name)) { Err(Ambiguous) } else { Ok(start) }
 }
 
 impl Head {
