@@ -96,6 +96,16 @@ impl Authority {
         Ok(Self { host: host.parse()?, port })
     }
 
+    /// Whether a text is its own plain spelling, with its port or without. Others may mean it too: [`Authority::parse`].
+    pub fn is_plainly(&self, text: &str) -> bool {
+        let Host::Name(name) = &self.host else { return false };
+        match text.strip_prefix(name.as_str()) {
+            Some("") => true,
+            Some(rest) => rest.strip_prefix(':').is_some_and(|port| parse_port(port) == Ok(self.port)),
+            None => false,
+        }
+    }
+
     /// The spelling for a `Host` header of a URL with this default port (no `:443` on https).
     pub fn without_default(&self, default_port: u16) -> String {
         if self.port == default_port { self.host.to_string() } else { self.to_string() }
@@ -255,6 +265,26 @@ mod tests {
 
     fn authority(text: &str) -> Result<String, HostError> {
         Authority::parse(text, Some(443)).map(|a| a.to_string())
+    }
+
+    #[test]
+    fn a_plain_spelling_is_known_without_parsing() {
+        let authority = Authority::parse("api.test:8443", None).unwrap();
+        for (text, plain) in [
+            ("api.test", true),
+            ("api.test:8443", true),
+            ("api.test:443", false),
+            ("api.test:+8443", false),
+            ("api.test:", false),
+            ("api.test.", false),
+            ("API.test", false),
+            ("api.test8443", false),
+            ("my.api.test", false),
+            ("", false),
+        ] {
+            assert_eq!(authority.is_plainly(text), plain, "{text}");
+            assert!(!plain || Authority::parse(text, Some(8443)) == Ok(authority.clone()), "{text}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Target {
             return Err(Reject::NeedsConnect);
         }
         // An absolute-form target overrides Host (RFC 9112 section 3.2.2), so Host need only be one, and readable.
-        if let Some(host) = host(request)? {
+        if let Some(host) = host(request)?.filter(|host| *host != authority.as_str()) {
             Authority::parse(host, Some(80))?;
         }
         Ok(Target::Plain(Authority::parse(authority.as_str(), Some(80))?))
@@ -59,6 +59,9 @@ pub(super) fn agrees<B>(request: &Request<B>, tunnel: &Authority) -> Result<(), 
     }
     let default_port = Some(tunnel.port);
     let named = match (request.uri().authority(), host(request)?) {
+        // As nearly all say it: there is nothing to parse.
+        (None, Some(host)) if tunnel.is_plainly(host) => return Ok(()),
+        (Some(target), None) if tunnel.is_plainly(target.as_str()) => return Ok(()),
         (Some(target), None) => Authority::parse(target.as_str(), default_port)?,
         (None, Some(host)) => Authority::parse(host, default_port)?,
         (Some(target), Some(host)) => {
