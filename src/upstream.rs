@@ -235,10 +235,6 @@ impl Dialer {
     }
 }
 
-/// Among a request's extensions: it is not sent after this moment, however long its connection takes to be there.
-#[derive(Debug, Clone, Copy)]
-pub struct SendBy(pub Instant);
-
 impl Upstream {
     /// An empty pool over this dialer. Must be called within a tokio runtime.
     pub fn new(dialer: Dialer) -> Self {
@@ -250,7 +246,8 @@ impl Upstream {
         &self.dialer
     }
 
-    /// Sends a request and gives the answer's head; its body streams.
+    /// Sends a request and gives the answer's head; its body streams. It is not sent after the moment `by`, however long
+    /// its connection takes to be there.
     ///
     /// The request's URI must be in origin form; `Host` and `:authority` are set here, from the origin.
     ///
@@ -260,24 +257,35 @@ impl Upstream {
         &self,
         origin: &Origin,
         request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
-        self.pool.send(origin, request)
+        self.pool.send(origin, request, by)
     }
 
     /// Sends a request on a connection that is opened for it and kept in the pool afterwards.
     ///
     /// # Errors
     /// As [`Upstream::send`].
-    pub async fn send_anew(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
-        self.pool.send_anew(origin, request).await
+    pub async fn send_anew(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+        by: Option<Instant>,
+    ) -> Result<Pooled, UpstreamError> {
+        self.pool.send_anew(origin, request, by).await
     }
 
     /// Sends a request that asks for another protocol, on an HTTP/1.1 connection of its own.
     ///
     /// # Errors
     /// As [`Upstream::send`].
-    pub async fn send_upgrade(&self, origin: &Origin, request: Request<RequestBody>) -> Result<Pooled, UpstreamError> {
-        self.pool.send_alone(origin, request).await
+    pub async fn send_upgrade(
+        &self,
+        origin: &Origin,
+        request: Request<RequestBody>,
+        by: Option<Instant>,
+    ) -> Result<Pooled, UpstreamError> {
+        self.pool.send_alone(origin, request, by).await
     }
 
     /// Sends a WebSocket handshake in the form of HTTP/1.1 but without a key, in whatever form the server takes it. The
@@ -289,8 +297,9 @@ impl Upstream {
         &self,
         origin: &Origin,
         request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> Result<Pooled, UpstreamError> {
-        self.pool.send_websocket(origin, request).await
+        self.pool.send_websocket(origin, request, by).await
     }
 }
 
@@ -321,7 +330,7 @@ pub enum UpstreamError {
     /// The server refused the stream before it looked at it (RFC 9113 section 8.7).
     #[error("the upstream refused the request unread")]
     Unprocessed,
-    /// Its time was over before it could be sent: see [`SendBy`].
+    /// Its time was over before it could be sent.
     #[error("it took too long to reach the upstream; nothing was sent")]
     Late,
     /// The agent's body broke off.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
@@ -46,7 +46,8 @@ impl Budget {
 
 /// An agent's body that can be sent a second time, as long as what was read of it fits the limit.
 pub(super) struct Replay {
-    kept: Arc<Mutex<Kept>>,
+    /// None where there is no body.
+    kept: Option<Arc<Mutex<Kept>>>,
 }
 
 struct Kept {
@@ -72,17 +73,21 @@ impl Replay {
     /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8). An
     /// agent that has named its length may pause for `patience`.
     pub(super) fn new(live: Incoming, (limit, patience): (usize, Duration), budget: Budget) -> Self {
-        let ended = live.is_end_stream();
+        if live.is_end_stream() {
+            return Self { kept: None };
+        }
         let (frames, bytes) = (Vec::new(), 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
-        let kept = Kept { frames, bytes, limit, budget, dropped, live, ended, current, reader, patience, paused };
-        Self { kept: Arc::new(Mutex::new(kept)) }
+        let kept =
+            Kept { frames, bytes, limit, budget, dropped, live, ended: false, current, reader, patience, paused };
+        Self { kept: Some(Arc::new(Mutex::new(kept))) }
     }
 
     /// The body for the first try, or for the next one if nothing of it was dropped. The one before it ends with an
     /// error at once, and its connection with it.
     pub(super) fn next_try(&self) -> Option<RequestBody> {
-        let mut kept = lock(&self.kept);
+        let Some(shared) = &self.kept else { return Some(no_body()) };
+        let mut kept = lock(shared);
         if kept.current > 0 && kept.dropped.is_some() {
             return None;
         }
@@ -90,21 +95,28 @@ impl Replay {
         if let Some(reader) = kept.reader.take() {
             reader.wake();
         }
-        let body = Try { kept: self.kept.clone(), number: kept.current, sent: 0 };
+        let body = Try { kept: shared.clone(), number: kept.current, sent: 0 };
         drop(kept);
         Some(body.boxed_unsync())
     }
 
     /// Why there can be no other try, if there can be none.
     pub(super) fn dropped(&self) -> Option<&'static str> {
-        lock(&self.kept).dropped
+        lock(self.kept.as_ref()?).dropped
     }
+}
+
+/// Which takes no memory.
+fn no_body() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 impl Drop for Replay {
     /// Without it there will be no other try, so nothing more is kept while the rest streams.
     fn drop(&mut self) {
-        lock(&self.kept).forget("answered");
+        if let Some(kept) = &self.kept {
+            lock(kept).forget("answered");
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! One request to its upstream: with a token, and once more with a new one when the answer is 401.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::Either;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode, Version, request};
@@ -25,7 +27,7 @@ use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal};
-use crate::upstream::{Origin, Pooled, RequestBody, SendBy, Switched, UpstreamError};
+use crate::upstream::{Origin, Pooled, RequestBody, Switched, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
@@ -140,8 +142,12 @@ impl Authenticated<'_> {
     }
 
     async fn timed_bearer(&self, record: &mut Record) -> Result<Bearer, Reject> {
+        let mut bearer = pin!(self.bearer());
+        if let Some(at_hand) = bearer.as_mut().now_or_never() {
+            return at_hand;
+        }
         let asked = Instant::now();
-        let bearer = self.bearer().await;
+        let bearer = bearer.await;
         record.token += asked.elapsed();
         bearer
     }
@@ -258,15 +264,17 @@ impl Authenticated<'_> {
     /// Whether an answer says that its token is no longer good (SEMANTICS C1, C2).
     fn rejected(&self, answer: &Answer) -> bool {
         let (status, headers) = (answer.response.status(), answer.response.headers());
-        let verdict = challenge::verdict(headers);
-        let other_reason = matches!(verdict, Some(Verdict::InsufficientScope | Verdict::UseDpopNonce));
-        let refresh_on = self.proxy.parts().tokens.provider(&self.key).map(|provider| provider.refresh_on.as_slice());
+        let verdict = || challenge::verdict(headers);
+        let other_reason = || matches!(verdict(), Some(Verdict::InsufficientScope | Verdict::UseDpopNonce));
         match status {
-            StatusCode::UNAUTHORIZED => !other_reason,
-            StatusCode::FORBIDDEN if verdict == Some(Verdict::InvalidToken) => true,
+            StatusCode::UNAUTHORIZED => !other_reason(),
+            StatusCode::FORBIDDEN if verdict() == Some(Verdict::InvalidToken) => true,
             // A gRPC answer without a body says it in its head.
             StatusCode::OK => is_grpc(headers) && unauthenticated(headers),
-            status => refresh_on.is_some_and(|also| also.contains(&status)) && !other_reason,
+            status => {
+                let provider = self.proxy.parts().tokens.provider(&self.key);
+                provider.is_some_and(|provider| provider.refresh_on.contains(&status)) && !other_reason()
+            }
         }
     }
 }
@@ -353,15 +361,16 @@ impl<'a> Outgoing<'a> {
         left: u32,
     ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
         let (upstream, origin) = (&self.proxy.parts().upstream, &self.origin);
+        let by = bearer.and_then(|bearer| bearer.ends);
         let request = self.body.next_try().ok_or(UpstreamError::RequestBody).map(|body| self.request(bearer, body));
         match (request, &self.upgrade) {
-            (Ok(request), None) if left > 0 => Either::Left(upstream.send(origin, request)),
+            (Ok(request), None) if left > 0 => Either::Left(upstream.send(origin, request, by)),
             (request, upgrade) => Either::Right(Box::pin(async move {
                 match upgrade {
-                    Some(Upgrade { extended: true, .. }) => upstream.send_websocket(origin, request?).await,
-                    Some(_) => upstream.send_upgrade(origin, request?).await,
+                    Some(Upgrade { extended: true, .. }) => upstream.send_websocket(origin, request?, by).await,
+                    Some(_) => upstream.send_upgrade(origin, request?, by).await,
                     // Those in the pool may all be about to close; a new one is not.
-                    None => upstream.send_anew(origin, request?).await,
+                    None => upstream.send_anew(origin, request?, by).await,
                 }
             })),
         }
@@ -374,9 +383,6 @@ impl<'a> Outgoing<'a> {
         *request.headers_mut() = self.head.headers.clone();
         if let Some(bearer) = bearer {
             request.headers_mut().insert(AUTHORIZATION, bearer.header.clone());
-            if let Some(end) = bearer.ends {
-                request.extensions_mut().insert(SendBy(end));
-            }
         }
         if let Some(upgrade) = &self.upgrade {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -110,7 +110,7 @@ impl Calls {
     }
 
     async fn exchange(&self, origin: &Origin, request: Request<RequestBody>, limit: usize) -> Result<Reply, CallError> {
-        let (head, mut rest) = self.upstream.send(origin, request).await?.into_parts();
+        let (head, mut rest) = self.upstream.send(origin, request, None).await?.into_parts();
         let mut body = Vec::new();
         while let Some(frame) = rest.frame().await {
             let frame = frame.map_err(|_| CallError::Broken)?;

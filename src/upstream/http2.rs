@@ -16,7 +16,7 @@ use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request, uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::empties::WithoutEmpties;
-use super::{BodyError, Origin, RequestBody, UpstreamError, websocket};
+use super::{BodyError, RequestBody, UpstreamError, websocket};
 
 /// What an agent that does not read keeps waiting for each of its answers.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -135,11 +135,11 @@ impl Connection {
     pub(super) fn send(
         mut self,
         stream: Stream,
-        origin: &Origin,
+        authority: Option<uri::Authority>,
         request: Request<RequestBody>,
     ) -> Result<impl Future<Output = Result<Response<Answer>, UpstreamError>> + Send + use<>, UpstreamError> {
         let (mut head, body) = request.into_parts();
-        rewrite(&mut head, origin)?;
+        rewrite(&mut head, authority)?;
         if let Some(length @ 1..) = body.size_hint().exact() {
             head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(length));
         } else if body.is_end_stream() && !bodiless(&head.method) {
@@ -161,11 +161,11 @@ impl Connection {
     pub(super) async fn connect(
         mut self,
         stream: Stream,
-        origin: &Origin,
+        authority: Option<uri::Authority>,
         request: Request<RequestBody>,
     ) -> Result<Response<Result<Duplex, Answer>>, UpstreamError> {
         let (mut head, _) = request.into_parts();
-        rewrite(&mut head, origin)?;
+        rewrite(&mut head, authority)?;
         websocket::remove_key(&mut head.headers);
         head.method = Method::CONNECT;
         head.extensions.insert(Protocol::from_static(websocket::WEBSOCKET));
@@ -235,14 +235,14 @@ impl Drop for Stream {
 }
 
 /// Makes a head what HTTP/2 wants: a whole URI, and no field that is for one HTTP/1 connection.
-fn rewrite(head: &mut request::Parts, origin: &Origin) -> Result<(), UpstreamError> {
+fn rewrite(head: &mut request::Parts, authority: Option<uri::Authority>) -> Result<(), UpstreamError> {
     for name in [HOST, TRANSFER_ENCODING, CONNECTION, UPGRADE] {
         head.headers.remove(name);
     }
     head.version = Version::HTTP_2;
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     uri.scheme = Some(http::uri::Scheme::HTTPS);
-    uri.authority = origin.authority.without_default(443).parse().ok();
+    uri.authority = authority;
     head.uri = http::Uri::from_parts(uri).map_err(|_| UpstreamError::Protocol("unusable URI".into()))?;
     Ok(())
 }
@@ -526,10 +526,9 @@ mod tests {
             }
         });
         let connection = Connection::open(near).await.unwrap();
-        let authority = crate::host::Authority::parse("api.test", Some(443)).unwrap();
-        let origin = Origin { authority, plaintext: false, http: Default::default() };
+        let authority = Some(uri::Authority::from_static("api.test"));
         let request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
-        let answer = connection.clone().send(connection.stream(), &origin, request).unwrap().await.unwrap();
+        let answer = connection.clone().send(connection.stream(), authority, request).unwrap().await.unwrap();
         let mut body = answer.into_body();
         let minutes = |count: u64| tokio::time::sleep(Duration::from_secs(60 * count));
 

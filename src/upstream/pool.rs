@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use futures_util::future::Either;
 use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE};
-use http::uri::Scheme;
+use http::uri::{self, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -26,7 +26,7 @@ use super::http2::{self, Duplex, bodiless};
 use super::proxies::UpstreamProxy;
 use super::via::UpstreamProxyError;
 use super::websocket::Key;
-use super::{BodyError, Dialer, Origin, RequestBody, SendBy, UpstreamError};
+use super::{BodyError, Dialer, Origin, RequestBody, UpstreamError};
 use crate::routes::UpstreamHttp;
 
 /// Idle HTTP/1 connections are not used after this: below the 5 s after which Node's servers close them.
@@ -52,8 +52,11 @@ pub(super) struct Pool {
 }
 
 /// The connections to one origin.
-#[derive(Default)]
 struct Connections {
+    /// What `Host` says on them (RFC 9110 section 7.2).
+    host: Option<HeaderValue>,
+    /// What `:authority` says on them (RFC 9113 section 8.3.1).
+    authority: Option<uri::Authority>,
     state: Mutex<State>,
     /// Held while a connection is opened whose protocol is not known, or is HTTP/2: the others wait and share it.
     opening: tokio::sync::Mutex<()>,
@@ -97,23 +100,24 @@ impl Pool {
         &self,
         origin: &Origin,
         mut request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
         async move {
             let relay = self.dialer.relay(origin);
             if relay.is_some() && has_no_form_for_a_proxy(&request) {
-                return Box::pin(self.send_alone(origin, request)).await;
+                return Box::pin(self.send_alone(origin, request, by)).await;
             }
             let connections = self.connections(origin);
             for _ in 0..UNSENT_TRIES {
                 let ready = self.ready(origin, &connections).await?;
-                match send_on(ready, origin, relay, &connections, request).await {
+                match send_on(ready, origin, relay, &connections, (request, by)).await {
                     Ok(response) => return Ok(response),
                     // The connection closed before a byte was written: as if it had not been there.
                     Err(Unsent::Whole(unsent)) => request = *unsent,
                     Err(Unsent::Failed(error)) => return Err(error),
                 }
             }
-            Box::pin(self.send_anew(origin, request)).await
+            Box::pin(self.send_anew(origin, request, by)).await
         }
     }
 
@@ -121,21 +125,23 @@ impl Pool {
         &self,
         origin: &Origin,
         request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> Result<Pooled, UpstreamError> {
         let relay = self.dialer.relay(origin);
         if relay.is_some() && has_no_form_for_a_proxy(&request) {
-            return self.send_alone(origin, request).await;
+            return self.send_alone(origin, request, by).await;
         }
         let connections = self.connections(origin);
         let opened = self.open(origin).await;
         connections.lock().note(&opened);
-        send_on(opened?, origin, relay, &connections, request).await.map_err(Unsent::into_error)
+        send_on(opened?, origin, relay, &connections, (request, by)).await.map_err(Unsent::into_error)
     }
 
     pub(super) async fn send_alone(
         &self,
         origin: &Origin,
         request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> Result<Pooled, UpstreamError> {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
         let opened = if origin.plaintext {
@@ -147,7 +153,8 @@ impl Pool {
         let Ready::H1 { sender } = opened else {
             return Err(UpstreamError::Protocol("HTTP/2 where HTTP/1.1 was asked for".into()));
         };
-        send_h1(&origin, None, &Arc::default(), sender, request).await.map_err(Unsent::into_error)
+        let connections = Arc::new(Connections::to(&origin));
+        send_h1(&origin, None, &connections, sender, (request, by)).await.map_err(Unsent::into_error)
     }
 
     /// Sends a WebSocket handshake that an agent said in HTTP/2: as it is to a server that takes it so, otherwise in
@@ -156,14 +163,16 @@ impl Pool {
         &self,
         origin: &Origin,
         mut request: Request<RequestBody>,
+        by: Option<Instant>,
     ) -> Result<Pooled, UpstreamError> {
         if let Some((connection, stream)) = self.takes_websockets(origin).await? {
-            in_time(&request)?;
-            let answer = connection.connect(stream, origin, request).await?;
+            in_time(by)?;
+            let authority = self.connections(origin).authority.clone();
+            let answer = connection.connect(stream, authority, request).await?;
             return Ok(answer.map(|body| body.map_or_else(UpstreamBody::http2, UpstreamBody::switched)));
         }
         let key = Key::give(request.headers_mut()).ok_or(UpstreamError::RequestBody)?;
-        let answer = self.send_alone(origin, request).await?;
+        let answer = self.send_alone(origin, request, by).await?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS && !key.is_accepted(answer.headers()) {
             return Err(UpstreamError::Protocol("a WebSocket handshake answered with another key".into()));
         }
@@ -192,7 +201,7 @@ impl Pool {
         if let Some(known) = self.origins.get(origin) {
             return known.clone();
         }
-        self.origins.entry(origin.clone()).or_default().clone()
+        self.origins.entry(origin.clone()).or_insert_with(|| Arc::new(Connections::to(origin))).clone()
     }
 
     /// A connection from the pool, or a new one.
@@ -252,6 +261,13 @@ impl Pool {
 }
 
 impl Connections {
+    /// None yet.
+    fn to(origin: &Origin) -> Self {
+        let name = origin.authority.without_default(if origin.plaintext { 80 } else { 443 });
+        let (host, authority) = (HeaderValue::try_from(&name).ok(), name.parse().ok());
+        Self { host, authority, state: Mutex::default(), opening: Default::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -322,11 +338,11 @@ fn send_on(
     origin: &Origin,
     relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
-    request: Request<RequestBody>,
+    request: (Request<RequestBody>, Option<Instant>),
 ) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
     match ready {
         Ready::H1 { sender } => Either::Left(send_h1(origin, relay, connections, sender, request)),
-        Ready::H2 { connection, stream } => Either::Right(send_h2(origin, connection, stream, request)),
+        Ready::H2 { connection, stream } => Either::Right(send_h2(connections, connection, stream, request)),
     }
 }
 
@@ -335,9 +351,10 @@ fn send_h1(
     relay: Option<&UpstreamProxy>,
     connections: &Arc<Connections>,
     mut sender: H1,
-    mut request: Request<RequestBody>,
+    (mut request, by): (Request<RequestBody>, Option<Instant>),
 ) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
-    let sent = prepare_h1(&mut request, origin, relay).map(|()| sender.try_send_request(request));
+    let prepared = in_time(by).and_then(|()| prepare_h1(&mut request, origin, relay, connections));
+    let sent = prepared.map(|()| sender.try_send_request(request));
     let (relayed, connections) = (relay.is_some(), connections.clone());
     async move {
         let mut response = sent.map_err(Unsent::Failed)?.await.map_err(|mut error| match error.take_message() {
@@ -358,11 +375,9 @@ fn prepare_h1(
     request: &mut Request<RequestBody>,
     origin: &Origin,
     relay: Option<&UpstreamProxy>,
+    connections: &Connections,
 ) -> Result<(), UpstreamError> {
-    in_time(request)?;
-    let default_port = if origin.plaintext { 80 } else { 443 };
-    let host = HeaderValue::try_from(origin.authority.without_default(default_port));
-    request.headers_mut().insert(HOST, host.map_err(|_| UpstreamError::Resolve)?);
+    request.headers_mut().insert(HOST, connections.host.clone().ok_or(UpstreamError::Resolve)?);
     *request.version_mut() = Version::HTTP_11;
     frame(request);
     match relay {
@@ -372,23 +387,23 @@ fn prepare_h1(
 }
 
 fn send_h2(
-    origin: &Origin,
+    connections: &Connections,
     connection: http2::Connection,
     stream: http2::Stream,
-    request: Request<RequestBody>,
+    (request, by): (Request<RequestBody>, Option<Instant>),
 ) -> impl Future<Output = Result<Pooled, Unsent>> + Send + use<> {
     let sent = if connection.is_closed() {
         Err(Unsent::Whole(Box::new(request)))
     } else {
-        let sent = in_time(&request).and_then(|()| connection.send(stream, origin, request));
+        let sent = in_time(by).and_then(|()| connection.send(stream, connections.authority.clone(), request));
         sent.map_err(Unsent::Failed)
     };
     async move { sent?.await.map(|answer| answer.map(UpstreamBody::http2)).map_err(Unsent::Failed) }
 }
 
-fn in_time(request: &Request<RequestBody>) -> Result<(), UpstreamError> {
-    match request.extensions().get() {
-        Some(SendBy(end)) if *end <= Instant::now() => Err(UpstreamError::Late),
+fn in_time(by: Option<Instant>) -> Result<(), UpstreamError> {
+    match by {
+        Some(by) if by <= Instant::now() => Err(UpstreamError::Late),
         _ => Ok(()),
     }
 }
