@@ -3,6 +3,7 @@
 //! Every comparison between a CONNECT target, an SNI, a `Host` and an `:authority` is made on these types, so the
 //! same name in another spelling (case, trailing dot, default port) gets the same verdict everywhere.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -17,6 +18,13 @@ pub struct HostName(Arc<str>);
 impl HostName {
     /// The name, as it goes on the wire.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Looked up by its text: both hash alike, for one is the other.
+impl Borrow<str> for HostName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

@@ -90,16 +90,6 @@ impl HostPattern {
             HostPattern::Exact(name) | HostPattern::AnyLabelUnder(name) => name,
         }
     }
-
-    /// Whether the pattern covers this name.
-    pub fn covers(&self, name: &HostName) -> bool {
-        match self {
-            HostPattern::Exact(own) => own == name,
-            HostPattern::AnyLabelUnder(base) => {
-                name.as_str().split_once('.').is_some_and(|(_, parent)| parent == base.as_str())
-            }
-        }
-    }
 }
 
 impl FromStr for HostPattern {
@@ -234,9 +224,10 @@ pub struct AmbiguousPath;
 /// All routes, ready to be asked.
 #[derive(Debug, Default)]
 pub struct Routes {
-    exact: HashMap<(HostName, u16), Vec<Arc<Route>>>,
+    /// Those of one host, on whatever port, in their order.
+    exact: HashMap<HostName, Vec<Arc<Route>>>,
     /// By the name behind `*.`.
-    wildcard: HashMap<(String, u16), Vec<Arc<Route>>>,
+    wildcard: HashMap<HostName, Vec<Arc<Route>>>,
     hosts: Vec<HostPattern>,
 }
 
@@ -248,10 +239,8 @@ impl Routes {
             let route = Arc::new(route);
             all.hosts.push(route.host.clone());
             match &route.host {
-                HostPattern::Exact(name) => all.exact.entry((name.clone(), route.port)).or_default().push(route),
-                HostPattern::AnyLabelUnder(base) => {
-                    all.wildcard.entry((base.as_str().to_owned(), route.port)).or_default().push(route)
-                }
+                HostPattern::Exact(name) => all.exact.entry(name.clone()).or_default().push(route),
+                HostPattern::AnyLabelUnder(base) => all.wildcard.entry(base.clone()).or_default().push(route),
             }
         }
         all.hosts.sort();
@@ -271,10 +260,7 @@ impl Routes {
 
     /// Whether any route names this host, on whatever port.
     pub fn names(&self, host: &Host) -> bool {
-        match host {
-            Host::Name(name) => self.hosts.iter().any(|pattern| pattern.covers(name)),
-            Host::Ip(_) => false,
-        }
+        self.of_host(host).next().is_some()
     }
 
     /// Whether a route for this host and port speaks to the upstream without TLS.
@@ -300,17 +286,18 @@ impl Routes {
     }
 
     fn candidates(&self, authority: &Authority) -> impl Iterator<Item = &Arc<Route>> {
+        self.of_host(&authority.host).filter(|route| route.port == authority.port)
+    }
+
+    fn of_host(&self, host: &Host) -> impl Iterator<Item = &Arc<Route>> {
         // Routes are by name only: an address in a request is never the name that it may belong to (SEC-005).
-        let name = match &authority.host {
-            Host::Name(name) => Some(name),
+        let name = match host {
+            Host::Name(name) => Some(name.as_str()),
             Host::Ip(_) => None,
         };
-        let exact = name.and_then(|name| self.exact.get(&(name.clone(), authority.port)));
-        let parent = name.and_then(|name| name.as_str().split_once('.')).map(|(_, parent)| parent);
-        let wildcard = match parent {
-            Some(parent) if !self.wildcard.is_empty() => self.wildcard.get(&(parent.to_owned(), authority.port)),
-            _ => None,
-        };
+        let exact = name.and_then(|name| self.exact.get(name));
+        let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
+        let wildcard = parent.and_then(|parent| self.wildcard.get(parent));
         exact.into_iter().chain(wildcard).flatten()
     }
 }
@@ -391,6 +378,10 @@ impl fmt::Debug for PathPattern {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
     use super::*;
 
     fn route(host: &str, paths: &[&str], methods: &[&str]) -> Route {
@@ -458,6 +449,56 @@ mod tests {
             assert_eq!(found(&routes, authority, "GET", "/"), Ok(None), "{authority}");
         }
         assert!(found(&routes, "a.wild.example", "GET", "/").unwrap().is_some());
+    }
+
+    /// What the index answers, without one: every route is looked at.
+    fn covers(route: &Route, host: &Host) -> bool {
+        let Host::Name(name) = host else { return false };
+        match &route.host {
+            HostPattern::Exact(own) => own == name,
+            HostPattern::AnyLabelUnder(base) => {
+                name.as_str().split_once('.').is_some_and(|(_, parent)| parent == base.as_str())
+            }
+        }
+    }
+
+    fn any_route() -> impl Strategy<Value = Route> {
+        let hosts = select(vec!["a.test", "*.a.test", "b.a.test", "*.b.a.test", "c.test"]);
+        let paths = subsequence(vec!["/**", "/x", "/x/*", "/*/y"], 0..3);
+        (hosts, select(vec![443, 8443]), paths, subsequence(vec!["GET", "POST"], 0..2))
+            .prop_map(|(host, port, paths, methods)| Route { port, ..route(host, &paths, &methods) })
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_finds_what_looking_at_every_route_finds(
+            mut all in vec(any_route(), 0..12),
+            host in select(vec!["a.test", "b.a.test", "c.b.a.test", "x.c.b.a.test", "c.test", "test", "192.0.2.1"]),
+            port in select(vec![443, 8443, 80]),
+            path in select(vec!["/", "/x", "/x/y", "/x/../y"]),
+        ) {
+            // Equals are told apart, so that the first of them has to win.
+            for (place, route) in all.iter_mut().enumerate() {
+                route.name = format!("routes[{place}]").into();
+            }
+            let to = Authority::parse(&format!("{host}:{port}"), None).unwrap();
+            let candidates: Vec<_> = all.iter().filter(|route| route.port == port && covers(route, &to.host)).collect();
+            let clean = path.parse::<CleanPath>();
+            let expected = if clean.is_err() && candidates.iter().any(|route| !route.paths.is_empty()) {
+                Err(AmbiguousPath)
+            } else {
+                let allowed = |route: &&&Route| route.methods.is_empty() || route.methods.contains(&Method::GET);
+                let ranked = candidates.iter().rev().filter(allowed);
+                // The last of the greatest, in reverse, is the first one.
+                let best = ranked.filter_map(|route| Some((rank(route, clean.as_ref().ok())?, route)));
+                Ok(best.max_by_key(|(rank, _)| *rank).map(|(_, route)| route.name.clone()))
+            };
+            let routes = Routes::new(all.clone());
+            prop_assert_eq!(found(&routes, &format!("{host}:{port}"), "GET", path), expected);
+            prop_assert_eq!(routes.claims(&to), !candidates.is_empty());
+            prop_assert_eq!(routes.plaintext(&to), candidates.iter().any(|route| route.plaintext));
+            prop_assert_eq!(routes.names(&to.host), all.iter().any(|route| covers(route, &to.host)));
+        }
     }
 
     #[test]
