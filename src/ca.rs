@@ -4,6 +4,8 @@
 //! intermediate signs a leaf per host. The constraints sit on the intermediate because Java ignores those of a root.
 
 pub mod files;
+#[doc(hidden)]
+pub mod measured;
 
 use std::io;
 use std::num::NonZeroUsize;

@@ -9,6 +9,8 @@ pub mod fuzzing;
 mod half;
 mod headers;
 mod intercept;
+#[doc(hidden)]
+pub mod measured;
 mod missing;
 mod pace;
 mod patience;

@@ -10,6 +10,8 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod key;
+#[doc(hidden)]
+pub mod measured;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod postgres;

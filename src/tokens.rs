@@ -7,6 +7,8 @@
 mod grants;
 mod health;
 mod known;
+#[doc(hidden)]
+pub mod measured;
 mod refresh;
 mod schedule;
 mod slot;
