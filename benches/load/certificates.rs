@@ -37,12 +37,12 @@ pub fn write(directory: &Path) -> io::Result<()> {
 }
 
 /// The upstream's TLS, from what `write` wrote. It resumes sessions: a proxy that does so too may gain by it.
-pub fn server(directory: &Path) -> io::Result<ServerConfig> {
+pub fn server(directory: &Path, http1_only: bool) -> io::Result<ServerConfig> {
     let chain = certificates(&directory.join("leaf.pem"))?;
     let key = PrivateKeyDer::from_pem_file(directory.join("leaf.key")).map_err(io::Error::other)?;
     let mut config =
         ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).map_err(io::Error::other)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()].split_off(usize::from(http1_only));
     Ok(config)
 }
 

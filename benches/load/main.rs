@@ -16,6 +16,7 @@ mod process;
 mod report;
 mod run;
 mod shape;
+mod start;
 mod upstream;
 
 use std::ffi::OsString;
@@ -43,6 +44,8 @@ enum Command {
     Idle(idle::Options),
     /// Reads long bodies
     Bulk(bulk::Options),
+    /// Starts a proxy, and waits for its first answer
+    Start(start::Options),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +76,7 @@ fn run_command(command: Command) -> io::Result<bool> {
             Command::Handshakes(options) => handshakes::run(options).await?.print(),
             Command::Idle(options) => idle::run(options).await?.print(),
             Command::Bulk(options) => bulk::run(options).await?.print(),
+            Command::Start(options) => start::run(options).await?.print(),
         }
     })
 }

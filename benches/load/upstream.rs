@@ -39,6 +39,9 @@ pub struct Options {
     /// Where it speaks TLS, h1 and h2
     #[arg(long, default_value = "127.0.0.1:0")]
     tls: String,
+    /// Offer HTTP/1.1 only, so that it is the same for proxies that know HTTP/2 upstream and those that do not
+    #[arg(long)]
+    http1_only: bool,
     /// Where it speaks http://
     #[arg(long, default_value = "127.0.0.1:0")]
     plain: String,
@@ -53,7 +56,7 @@ pub struct Options {
 /// Prints its addresses, and serves until it is killed.
 pub async fn serve(options: Options) -> io::Result<()> {
     certificates::write(&options.directory)?;
-    let acceptor = TlsAcceptor::from(Arc::new(certificates::server(&options.directory)?));
+    let acceptor = TlsAcceptor::from(Arc::new(certificates::server(&options.directory, options.http1_only)?));
     let tls = TcpListener::bind(&options.tls).await?;
     let plain = TcpListener::bind(&options.plain).await?;
     let token = TcpListener::bind(&options.token).await?;
@@ -109,6 +112,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<
         buffer.drain(..end);
         let Some(length) = asked.length() else {
             stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").await?;
+            stream.flush().await?;
             continue;
         };
         write_answer(&mut stream, length).await?;
