@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
+use rustls::crypto::CryptoProvider;
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ use crate::ca::{self, Ca, CaError, Outdated};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::consent::{self, Consent};
+use crate::crypto;
 use crate::drain::{Drain, Drained};
 use crate::events::Events;
 use crate::host;
@@ -95,7 +97,7 @@ struct Pages {
 pub async fn build(settings: &Settings, options: Options) -> Result<App, AppError> {
     let Options { user, authority, clock } = options;
     // For the demo's reqwest, which asks for the process's default; a second start in one process finds it installed.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = CryptoProvider::clone(&crypto::provider()).install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
     let mut listeners = Vec::new();
     for (place, entrance) in &settings.listen {
@@ -107,7 +109,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     };
     let places: Vec<Place> = listeners.iter().map(|(listener, _)| listener.place().clone()).collect();
 
-    warm_up();
+    tokio::task::spawn_blocking(crypto::warm_up);
     let roots = load_roots(settings);
     let store = await_store(settings).await?;
     let roots = roots.await.expect("loading roots does not panic")?;
@@ -167,12 +169,6 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
     Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
-}
-
-/// Has the source of randomness seeded while other things are made ready: the first who asks for some waits for it, which
-/// with the jitter of the processor takes 40 ms.
-fn warm_up() {
-    tokio::task::spawn_blocking(|| rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0]));
 }
 
 /// Begins to load the roots, which can be hundreds of files, beside what else is to be made ready.

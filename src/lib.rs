@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`events`], [`telemetry`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`events`], [`telemetry`] |
 //!
 //! One request:
 //!
@@ -34,6 +34,7 @@ pub mod clock;
 pub mod config;
 pub mod connections;
 pub mod consent;
+pub mod crypto;
 pub mod drain;
 pub mod events;
 pub mod host;

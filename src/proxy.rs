@@ -25,13 +25,14 @@ mod wire;
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashSet;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -133,10 +134,32 @@ struct Inner {
 /// Where a request came in.
 #[derive(Clone)]
 enum Arrival {
-    /// At a listener.
-    Proxy(Arc<Entrance>),
+    /// At a listener, on a connection that can become a tunnel.
+    Proxy(Arc<Entrance>, Next),
     /// Inside a CONNECT that is answered here.
     Tunnel(Arc<Tunnel>),
+}
+
+/// What goes on on a connection that is no longer HTTP/1. It does so in the same task: another one would be begun by
+/// another thread, and waited for.
+#[derive(Clone, Default)]
+struct Next(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Next {
+    fn set(&self, next: impl Future<Output = ()> + Send + 'static) {
+        *self.lock() = Some(Box::pin(next));
+    }
+
+    async fn run(self) {
+        let next = self.lock().take();
+        if let Some(next) = next {
+            next.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<BoxFuture<'static, ()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A CONNECT that is answered here.
@@ -161,6 +184,7 @@ struct Connect {
     request: Request<Incoming>,
     authority: Authority,
     caller: Caller,
+    next: Next,
 }
 
 impl Proxy {
@@ -193,9 +217,13 @@ impl Proxy {
                 () = &mut stop => return,
                 next = self.next(&mut listener) => next,
             };
-            let (proxy, arrival) = (self.clone(), Arrival::Proxy(entrance.clone()));
+            let (proxy, next) = (self.clone(), Next::default());
+            let arrival = Arrival::Proxy(entrance.clone(), next.clone());
             let agent = Paced::new(agent, self.limits().write_timeout, place);
-            self.drain().spawn_until_forced(async move { proxy.serve_h1(agent, arrival).await });
+            self.drain().spawn_until_forced(async move {
+                proxy.serve_h1(agent, arrival).await;
+                next.run().await;
+            });
         }
     }
 
@@ -366,13 +394,13 @@ impl Proxy {
                 target::agrees(&request, &tunnel.origin.authority)?;
                 (tunnel.origin.clone(), tunnel.caller.clone())
             }
-            Arrival::Proxy(entrance) => {
+            Arrival::Proxy(entrance, next) => {
                 let target = Target::of(&request)?;
                 let caller = self.inner.door.admit(&entrance, request.headers())?;
                 record.caller(&caller);
                 match target {
                     Target::Connect(authority) => {
-                        return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller })));
+                        return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller, next })));
                     }
                     Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller),
                 }
@@ -389,11 +417,11 @@ impl Proxy {
 
     /// A routed host is answered here; any other is tunnelled or refused.
     async fn connect(&self, connect: Connect, record: &mut Record) -> Result<Response<ResponseBody>, Reject> {
-        let Connect { request, authority, caller } = connect;
+        let Connect { request, authority, caller, next } = connect;
         if self.parts().routes.claims(&authority) {
             // The requests inside are what is logged.
             record.quiet = true;
-            return Ok(intercept::open(self, request, authority, caller));
+            return Ok(intercept::open(self, request, authority, caller, &next));
         }
         match self.parts().unmatched {
             Unmatched::Deny => Err(Reject::Unmatched),
@@ -488,7 +516,7 @@ impl Record {
         let authority = match arrival {
             Arrival::Tunnel(tunnel) => tunnel.name.clone(),
             // Whatever stands before an `@` may be a password.
-            Arrival::Proxy(_) => {
+            Arrival::Proxy(..) => {
                 let authority = request.uri().authority().map_or("", |authority| authority.as_str());
                 authority.rsplit('@').next().unwrap_or_default().into()
             }

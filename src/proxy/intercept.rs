@@ -13,16 +13,22 @@ use tokio_rustls::server::TlsStream;
 
 use super::body::ResponseBody;
 use super::caller::Caller;
-use super::{Arrival, Proxy, Tunnel, is_first};
+use super::{Arrival, Next, Proxy, Tunnel, is_first};
 use crate::events::TunnelStep;
 use crate::host::{Authority, Host, HostName};
 use crate::upstream::Origin;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
-pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, to: Authority, caller: Caller) -> Response<ResponseBody> {
+pub(super) fn open(
+    proxy: &Proxy,
+    request: Request<Incoming>,
+    to: Authority,
+    caller: Caller,
+    next: &Next,
+) -> Response<ResponseBody> {
     let served = proxy.clone();
     proxy.parts().events.tunnel(&to, TunnelStep::Open);
-    proxy.drain().spawn_until_forced(async move {
+    next.set(async move {
         let Ok(agent) = hyper::upgrade::on(request).await else { return };
         if let Err(error) = serve(&served, TokioIo::new(agent), &to, caller).await {
             served.parts().events.tunnel(&to, TunnelStep::Failed { error: error.to_string() });

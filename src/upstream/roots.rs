@@ -1,12 +1,13 @@
 //! Whom we trust upstream: the system's roots, a company's own, and embedded ones as the last resort. Never ourselves.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::crypto;
 
 /// The roots, and where they came from.
 #[derive(Debug, Clone)]
@@ -65,8 +66,7 @@ impl Roots {
         let mut store = RootCertStore::empty();
         // The system's list may hold certificates that rustls cannot use; one of them must not stop the start.
         store.add_parsable_certificates(self.certificates.iter().cloned());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(crypto::provider())
             .with_safe_default_protocol_versions()
             .map_err(RootsError::Tls)?
             .with_root_certificates(store)

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 10] = [
     &["ca", "upstream", "store"],
     &["oauth"],
     &["routes"],
-    &["host", "names", "secret", "clock", "drain", "listen", "limits", "process", "events", "telemetry"],
+    &["crypto", "host", "names", "secret", "clock", "drain", "listen", "limits", "process", "events", "telemetry"],
 ];
 /// Its modules are small and plain, and may use each other.
 const GROUND: usize = 10;
