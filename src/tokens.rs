@@ -17,7 +17,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -54,6 +54,8 @@ pub struct Tokens {
 struct Inner {
     providers: HashMap<ProviderName, Arc<Known>>,
     slots: DashMap<Key, Arc<Slot>>,
+    /// Those that may be of no use soon: a million good tokens are not looked at for the sake of these.
+    waning: Mutex<Vec<Key>>,
     store: Store,
     servers: Arc<dyn Servers>,
     clock: Clock,
@@ -251,6 +253,7 @@ impl Tokens {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
             providers,
             slots: DashMap::new(),
+            waning: Mutex::default(),
             store,
             servers,
             clock,
@@ -369,14 +372,43 @@ impl Inner {
         if let Some(slot) = self.slots.get(key) {
             return slot.clone();
         }
-        self.slots.entry(key.clone()).or_insert_with(|| Arc::new(Slot::new(key.clone()))).clone()
+        let new = || {
+            self.wanes(key);
+            Arc::new(Slot::new(key.clone()))
+        };
+        self.slots.entry(key.clone()).or_insert_with(new).clone()
     }
 
-    /// Forgets the users of whom nothing is known: an agent may make up any number of names (OAU-019).
+    /// The slot of a user or of the client, if there is one.
+    fn slot_of(&self, provider: &ProviderName, subject: &Subject) -> Option<Arc<Slot>> {
+        let target = self.providers.get(provider)?.target.clone();
+        let key = Key { provider: provider.clone(), subject: subject.clone(), target };
+        self.slots.get(&key).map(|slot| slot.clone())
+    }
+
+    /// The grant of a slot is gone, and its token with it.
+    fn forget(&self, slot: &Slot) {
+        slot.forget();
+        self.wanes(&slot.key);
+    }
+
+    /// Has the sweep look at a slot until it holds a token that is not due.
+    fn wanes(&self, key: &Key) {
+        self.waning.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
+    }
+
+    /// Forgets the users of whom nothing is known: an agent may make up any number of names (OAU-019). And those whose
+    /// token has ended unused.
     fn sweep(&self) {
         let now = self.clock.now();
-        // Nobody else gets hold of a slot while it is looked at: the map is locked.
-        self.slots.retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.is_idle(now));
+        let waning = std::mem::take(&mut *self.waning.lock().unwrap_or_else(PoisonError::into_inner));
+        let still = waning.into_iter().filter(|key| {
+            // Nobody else gets hold of a slot while it is looked at: its part of the map is locked.
+            let gone = self.slots.remove_if(key, |_, slot| Arc::strong_count(slot) == 1 && slot.is_idle(now)).is_some();
+            !gone && self.slots.get(key).is_some_and(|slot| slot.lock().wanes(now))
+        });
+        let still: Vec<Key> = still.collect();
+        self.waning.lock().unwrap_or_else(PoisonError::into_inner).extend(still);
     }
 
     /// Joins the renewal under way, or starts one.
@@ -408,7 +440,7 @@ impl Inner {
     /// Keeps what a renewal brought, and plans the next one.
     fn settle(
         &self,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         cause: Cause,
         outcome: Result<slot::Token, TokenError>,
     ) -> Result<Bearer, TokenError> {
@@ -420,7 +452,7 @@ impl Inner {
         let (next, serving_old) = (state.next_renewal(now), state.has_usable(now));
         drop(state);
         if let Some(at) = next {
-            self.schedule.at(slot.key.clone(), at);
+            self.schedule.at(slot, at);
         }
         if !settled.as_ref().is_err_and(TokenError::is_for_the_user) {
             // What another process has stored for them was fetched here, by nobody who waits.

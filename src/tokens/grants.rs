@@ -254,20 +254,18 @@ impl Tokens {
     /// Holds what is in memory against what is in the store. What is written for one user is no news to another: it ends
     /// no rest of theirs.
     async fn reconcile(&self, change: &Change) -> Result<(), StoreError> {
-        let concerned = |key: &Key| match change {
-            Change::Anything => true,
-            Change::Of(provider, subject) => key.provider == *provider && key.subject == *subject,
+        let mut slots: Vec<Arc<Slot>> = match change {
+            Change::Anything => self.inner.slots.iter().map(|slot| slot.value().clone()).collect(),
+            Change::Of(provider, subject) => self.inner.slot_of(provider, subject).into_iter().collect(),
         };
-        let slots = self.inner.slots.iter().map(|slot| slot.value().clone());
-        let slots: Vec<Arc<Slot>> =
-            slots.filter(|slot| slot.key.subject != Subject::Client && concerned(&slot.key)).collect();
+        slots.retain(|slot| slot.key.subject != Subject::Client);
         let names = |slot: &Slot| (slot.key.provider.clone(), slot.key.subject.clone());
         let stored = self.inner.store.generations(slots.iter().map(|slot| names(slot))).await?;
         for slot in &slots {
             let Some(stored) = stored.get(&names(slot)) else {
                 // A renewal may be under way of what is gone.
                 if slot.lock().has_seen_a_grant() {
-                    slot.forget();
+                    self.inner.forget(slot);
                 }
                 continue;
             };
@@ -357,7 +355,7 @@ impl Inner {
         let slot = self.slot(key);
         slot.granted(known.token(&asked, generation));
         if let Some(at) = slot.lock().next_renewal(self.clock.now()) {
-            self.schedule.at(key.clone(), at);
+            self.schedule.at(&slot, at);
         }
         self.tell(key, TokenChange::Obtained { cause: "consent", lifetime, generation, took });
         let scopes = answer.scopes.clone().unwrap_or_else(|| union(&known.target.scopes, &further));
@@ -417,9 +415,9 @@ impl Inner {
 
     async fn disconnect(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Revocation>, StoreError> {
         let removed = self.store.remove(provider, subject).await?;
-        let slots = self.slots.iter().map(|slot| slot.value().clone());
-        let concerned = slots.filter(|slot| slot.key.provider == *provider && slot.key.subject == *subject);
-        concerned.collect::<Vec<_>>().iter().for_each(|slot| slot.forget());
+        if let Some(slot) = self.slot_of(provider, subject) {
+            self.forget(&slot);
+        }
         let Some(removed) = removed else { return Ok(None) };
         let key = (provider.clone(), subject.clone());
         self.tell_of(key, TokenChange::Disconnected);

@@ -12,7 +12,8 @@ pub fn hold(tokens: &Tokens, key: &Key, token: Secret) {
     let now = inner.clock.now();
     let slot = inner.slot(key);
     slot.granted(Token::new(token, 1, now, Some(hour), Duration::from_secs(300)));
-    if let Some(at) = slot.lock().next_renewal(now) {
-        inner.schedule.at(key.clone(), at);
+    let next = slot.lock().next_renewal(now);
+    if let Some(at) = next {
+        inner.schedule.at(&slot, at);
     }
 }

@@ -300,7 +300,7 @@ impl Renewal<'_> {
 
     /// Goes on trying, in a task that a graceful stop waits for: without it the grant would be lost.
     fn save_later(&self, unsaved: Unsaved) {
-        self.slot.lock().unsaved = Some(unsaved);
+        self.slot.lock().unsaved = Some(Box::new(unsaved));
         let (inner, slot) = (self.inner.clone(), self.slot.clone());
         self.inner.drain.spawn(async move {
             let mut wait = SAVE_AGAIN;

@@ -42,12 +42,12 @@ pub(super) struct Slot {
     state: Mutex<State>,
 }
 
-/// What is known of one token.
+/// What is known of one token. What few have is in a box: there may be a million.
 #[derive(Default)]
 pub(super) struct State {
     token: Option<Token>,
     flight: Option<Flight>,
-    rest: Option<Rest>,
+    rest: Option<Box<Rest>>,
     attempts: u32,
     force: Force,
     /// Whether a consent brought the token at hand while a renewal of the grant before it was under way.
@@ -58,11 +58,11 @@ pub(super) struct State {
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.
     joined: bool,
-    pub(super) unsaved: Option<Unsaved>,
+    pub(super) unsaved: Option<Box<Unsaved>>,
     /// The generation of the stored grant when it was last looked at.
     seen: Option<u64>,
     /// The generation whose refresh token the provider has refused for good, and the reason.
-    refused: Option<(u64, String)>,
+    refused: Option<Box<(u64, String)>>,
 }
 
 /// A token and its times.
@@ -215,12 +215,12 @@ impl State {
 
     /// Notes that the provider refuses the refresh token of a generation for good.
     pub(super) fn refused(&mut self, generation: u64, reason: String) {
-        self.refused = Some((generation, reason));
+        self.refused = Some(Box::new((generation, reason)));
     }
 
     /// Why the provider has refused the refresh token of this generation, if it has.
     pub(super) fn refusal(&self, generation: u64) -> Option<String> {
-        self.refused.as_ref().filter(|(refused, _)| *refused == generation).map(|(_, reason)| reason.clone())
+        self.refused.as_ref().filter(|refused| refused.0 == generation).map(|refused| refused.1.clone())
     }
 
     /// Whether there is a token, or was a grant when it was last looked.
@@ -252,7 +252,19 @@ impl State {
             let remembered = if rest.error.is_for_the_user() { Duration::ZERO } else { BACKOFF_MOST };
             now.instant < rest.until + remembered
         });
-        self.token.is_none() && self.flight.is_none() && self.unsaved.is_none() && !rests
+        !self.is_of_use(now) && self.flight.is_none() && self.unsaved.is_none() && !rests
+    }
+
+    /// Whether there is a token that lives, or something to be remembered of one that does not.
+    fn is_of_use(&self, now: Now) -> bool {
+        let forced = self.force.last.is_some_and(|last| now.instant.duration_since(last) < COOL_DOWN_MOST);
+        self.token.as_ref().is_some_and(|token| !token.is_over(now) || forced || self.refused.is_some())
+    }
+
+    /// Whether there is no token, or its plan has come and there is no other. A refusal is kept with it (SEMANTICS C15).
+    pub(super) fn wanes(&self, now: Now) -> bool {
+        let planned = |token: &Token| token.renew_at.is_some_and(|at| at <= now.instant) || token.is_over(now);
+        self.token.as_ref().is_none_or(|token| planned(token) && self.refused.is_none())
     }
 
     /// Whether the token should be renewed now, ahead of its end, by a request that comes along.
@@ -391,7 +403,7 @@ impl State {
                 *retry_after
             }
         };
-        self.rest = Some(Rest { error: error.clone(), until: now.instant + rest });
+        self.rest = Some(Box::new(Rest { error: error.clone(), until: now.instant + rest }));
         error
     }
 }

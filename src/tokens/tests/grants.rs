@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::server::Act;
-use super::world::{World, pass, provider, user};
+use super::world::{Got, World, pass, provider, user};
 use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
 use crate::store::{Row, State};
-use crate::tokens::{Bearer, GrantError, Granted, Key, Proof, Revocation, TokenError, Tokens};
+use crate::tokens::{Bearer, GrantError, Granted, Key, NoRenewal, Proof, Revocation, TokenError, Tokens};
 
 /// What the provider answers to a code.
 const CONSENTED: Act = Act::Say(
@@ -639,6 +640,37 @@ async fn names_that_an_agent_makes_up_are_forgotten() {
     assert_eq!(remembered(), ["alice", "bob"]);
     consent(&world, &world.tokens.clone(), &key).await.unwrap();
     assert_eq!(value(&soon(waiting).await), "Bearer consented");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whose_token_ended_unused_is_forgotten_until_the_next_request() {
+    let world = world().await;
+    follows(&world.tokens);
+    let (gone, busy) = (world.connect("alice").await, world.connect("bob").await);
+    world.bearer(&gone).await;
+    for _ in 0..30 {
+        world.bearer(&busy).await;
+        pass(300.0).await;
+    }
+    let remembered: Vec<String> = world.tokens.inner.slots.iter().map(|slot| slot.key().subject.to_string()).collect();
+    assert_eq!(remembered, ["bob"]);
+    assert!(world.tokens.inner.waning.lock().unwrap().is_empty(), "a good token is not looked at");
+    assert_eq!(world.request(&gone).await, Got::Fine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_renewal_is_remembered_beyond_the_end_of_its_token() {
+    // C5
+    let world = world().await;
+    follows(&world.tokens);
+    world.server.book().expires_in = json!(15);
+    let key = world.connect("alice").await;
+    let rejected = world.bearer(&key).await;
+    world.tokens.renew(&key, &rejected).await.unwrap();
+    // Renewed once ahead, for it was used, and then no more.
+    pass(27.0).await;
+    let rejected = world.bearer(&key).await;
+    assert_eq!(world.tokens.renew(&key, &rejected).await.unwrap_err(), NoRenewal::CoolDown);
 }
 
 #[tokio::test(start_paused = true)]
