@@ -106,9 +106,13 @@ class Sidebearer(Contender):
     name, title = "sidebearer", "sidebearer"
     # As the peers: no line for each request.
     environment = {"RUST_LOG": "warn"}
+    grant = "client_credentials"
+    # More of these for `grows`.
+    routes = agents = ""
 
     def configure(self):
         super().configure()
+        self.store = self.directory / "store"
         self.write_secret("secret", "load-secret")
         self.write_secret("key", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
         hosts = [("api", self.values["tls_port"]), ("api", self.values["plain_port"])]
@@ -123,7 +127,16 @@ class Sidebearer(Contender):
 
     def write_config(self, hosts):
         lines = [f"  {host}.load.test:{port}: 127.0.0.1:{port}" for host, port in hosts]
-        write_template("sidebearer.yaml", self.config, {**self.values, "resolve": "\n".join(lines)})
+        write_template("sidebearer.yaml", self.config, {**self.values, **self.parts(lines)})
+
+    def parts(self, lines):
+        return {
+            "resolve": "\n".join(lines),
+            "grant": self.grant,
+            "routes": self.routes,
+            "agents": self.agents,
+            "store": self.store,
+        }
 
     def write_secret(self, name, value):
         (self.directory / name).write_text(value)
@@ -148,7 +161,7 @@ class Sidebearer(Contender):
         return [self.programs.sidebearer, "run", "--config", self.config]
 
     def cas(self):
-        return [self.directory / "store/ca/ca.pem"]
+        return [self.store / "ca/ca.pem"]
 
 
 class SidebearerLogging(Sidebearer):

@@ -6,6 +6,7 @@ mod bulk;
 mod certificates;
 mod client;
 mod dial;
+mod fill;
 mod handshakes;
 mod http1;
 mod http2;
@@ -44,6 +45,8 @@ enum Command {
     Idle(idle::Options),
     /// Reads long bodies
     Bulk(bulk::Options),
+    /// Puts users with tokens into a store
+    Fill(fill::Options),
     /// Starts a proxy, and waits for its first answer
     Start(start::Options),
 }
@@ -76,6 +79,7 @@ fn run_command(command: Command) -> io::Result<bool> {
             Command::Handshakes(options) => handshakes::run(options).await?.print(),
             Command::Idle(options) => idle::run(options).await?.print(),
             Command::Bulk(options) => bulk::run(options).await?.print(),
+            Command::Fill(options) => fill::run(options).await.map(|()| true),
             Command::Start(options) => start::run(options).await?.print(),
         }
     })
