@@ -256,7 +256,7 @@ mod tests {
     use http_body_util::{BodyExt, Full};
     use hyper::server::conn::http1;
     use hyper::service::service_fn;
-    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt, BufWriter, DuplexStream, duplex};
     use tokio::time::{Instant, sleep};
 
     use super::*;
@@ -264,30 +264,34 @@ mod tests {
     use crate::proxy::wire::Strict;
 
     const IDLE: Duration = Duration::from_secs(60);
+    /// More than the agent's side holds, and less than what buffers it, as TLS does.
+    const LONG: usize = 8000;
 
     /// An agent whose connection is served, how often its reading has begun, and how it ends.
     fn served(takes: Duration) -> (DuplexStream, Arc<AtomicUsize>, impl Future<Output = hyper::Result<()>>, Drain) {
         let (agent, io) = duplex(1024);
         let (begun, answers, drain) = (Arc::<AtomicUsize>::default(), Answers::default(), Drain::default());
         let (counted, count) = (answers.clone(), begun.clone());
-        let served = serve(Strict::new(io, &Limits::default()), answers, IDLE, drain.clone(), move |io| {
-            count.fetch_add(1, Ordering::Relaxed);
-            let counted = counted.clone();
-            let service = service_fn(move |request: Request<Incoming>| {
-                let answer = counted.begin();
-                Box::pin(async move {
-                    request.into_body().collect().await.unwrap();
-                    sleep(takes).await;
-                    Ok(Response::new(answer.with(Full::new(Bytes::from("answer")))))
-                })
+        let served =
+            serve(Strict::new(BufWriter::new(io), &Limits::default()), answers, IDLE, drain.clone(), move |io| {
+                count.fetch_add(1, Ordering::Relaxed);
+                let counted = counted.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let answer = counted.begin();
+                    Box::pin(async move {
+                        let body = if request.uri() == "/long" { "x".repeat(LONG) } else { "answer".to_owned() };
+                        request.into_body().collect().await.unwrap();
+                        sleep(takes).await;
+                        Ok(Response::new(answer.with(Full::new(Bytes::from(body)))))
+                    })
+                });
+                Box::pin(
+                    http1::Builder::new()
+                        .auto_date_header(false)
+                        .serve_connection(TokioIo::new(io), service)
+                        .with_upgrades(),
+                )
             });
-            Box::pin(
-                http1::Builder::new()
-                    .auto_date_header(false)
-                    .serve_connection(TokioIo::new(io), service)
-                    .with_upgrades(),
-            )
-        });
         (agent, begun, tokio::spawn(served).map(Result::unwrap), drain)
     }
 
@@ -328,6 +332,18 @@ mod tests {
         asks(&mut agent, &["GET / HTTP/1.1\r\n", "host: a\r\n", "\r\n"], 4 * LOOK_EVERY).await;
         let body = ["POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n", "ab", "cd"];
         asks(&mut agent, &body, 4 * LOOK_EVERY).await;
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_its_agent_takes_later_is_not_left() {
+        let (began, (mut agent, begun, _ended, _)) = (Instant::now(), served(Duration::ZERO));
+        agent.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        sleep(10 * LOOK_EVERY).await;
+        let mut answer = vec![0; "HTTP/1.1 200 OK\r\ncontent-length: 8000\r\n\r\n".len() + LONG];
+        agent.read_exact(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"xx"));
+        assert!(began.elapsed() < 11 * LOOK_EVERY, "{:?}", began.elapsed());
         assert_eq!(begun.load(Ordering::Relaxed), 1);
     }
 
