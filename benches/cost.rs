@@ -4,6 +4,7 @@
 //! cargo bench --bench cost                         fails where a cost is not the one of the file
 //! cargo bench --bench cost -- --write              writes the file
 //! cargo bench --bench cost -- --profile h1         the functions that a request of this shape is spent in
+//! cargo bench --bench cost -- --growth             how an intercepted request's cost grows, as a table
 //! ```
 //!
 //! The real program runs under valgrind; agent, API and authorization server are here, outside of it. One worker, one
@@ -43,10 +44,11 @@ fn main() -> ExitCode {
     match arguments[..] {
         [] => runtime.block_on(compare()),
         ["--write"] => runtime.block_on(write()),
+        ["--growth"] => runtime.block_on(growth()),
         ["--profile", name] if Shape::named(name).is_some() => runtime.block_on(profile(Shape::named(name).unwrap())),
         _ => {
             let shapes: Vec<_> = Shape::ALL.iter().map(|shape| shape.name()).collect();
-            eprintln!("usage: cargo bench --bench cost -- [--write | --profile {}]", shapes.join("|"));
+            eprintln!("usage: cargo bench --bench cost -- [--write | --growth | --profile {}]", shapes.join("|"));
             ExitCode::from(2)
         }
     }
@@ -75,7 +77,7 @@ async fn write() -> ExitCode {
 
 /// The cost of a request of each shape.
 async fn measure() -> Vec<(Shape, Cost)> {
-    let mut world = World::start().await;
+    let mut world = World::start(1).await;
     let mut costs = Vec::new();
     for shape in Shape::ALL {
         let (short, long) = rounds(&mut world, shape).await;
@@ -87,7 +89,7 @@ async fn measure() -> Vec<(Shape, Cost)> {
 }
 
 async fn profile(shape: Shape) -> ExitCode {
-    let mut world = World::start().await;
+    let mut world = World::start(1).await;
     let (short, long) = rounds(&mut world, shape).await;
     let (name, each) = (shape.name(), |count: i64| count as f64 / (LONG - SHORT) as f64);
     let mut functions = long.functions(&short);
@@ -112,6 +114,36 @@ async fn profile(shape: Shape) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// An intercepted HTTP/1 request among many routes, and by turns on many connections.
+async fn growth() -> ExitCode {
+    println!("| | instructions | allocations |\n|---|---|---|");
+    for routes in [1, 100, 10_000] {
+        row(&format!("{routes} routes"), &mut World::start(routes).await, 1).await;
+    }
+    let mut world = World::start(1).await;
+    for connections in [1, 64, 1_024] {
+        row(&format!("{connections} connections"), &mut world, connections).await;
+    }
+    ExitCode::SUCCESS
+}
+
+async fn row(name: &str, world: &mut World, connections: u64) {
+    let mut agents = Vec::new();
+    for _ in 0..connections {
+        agents.push(world.agent(Shape::H1).await);
+    }
+    // As many rounds as make the requests of the other measurements; the first round is each connection's first request.
+    let (each, mut dumps) = (SHORT.max(connections), Vec::new());
+    for requests in [each, each, 2 * each] {
+        for turn in 0..requests {
+            agents[(turn % connections) as usize].ask(1).await;
+        }
+        dumps.push(world.sidecar.dump().await);
+    }
+    let cost = dumps[2].cost().less(dumps[1].cost()).each(each);
+    println!("| {name:<16} | {} | {:.1} |", cost.instructions, cost.allocations);
 }
 
 async fn rounds(world: &mut World, shape: Shape) -> (Dump, Dump) {

@@ -67,7 +67,8 @@ pub struct World {
 }
 
 impl World {
-    pub async fn start() -> Self {
+    /// With so many routes.
+    pub async fn start(routes: usize) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let root = Root::new();
@@ -98,6 +99,12 @@ routes:
   - {{host: h2.test, provider: main}}
 "
         );
+        let more = (3..routes).map(|index| {
+            // Of 1,000 hosts at most: the CA's constraints name each, and a handshake has no place for many more.
+            let (host, version) = (index % 1_000, index / 1_000);
+            format!("  - host: api{host}.example\n    paths:\n      - /v{version}/**\n    provider: main\n")
+        });
+        let config = config + &more.collect::<String>();
         std::fs::write(folder.path().join("proxy.yaml"), config).unwrap();
         Self { sidecar: Sidecar::start(folder.path()).await, _folder: folder }
     }
