@@ -172,6 +172,7 @@ struct Tunnel {
 }
 
 /// What is to be done with a request.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and costs no allocation")]
 enum Admitted<'a> {
     /// Nothing more.
     Answered(Response<ResponseBody>),
@@ -352,11 +353,11 @@ impl Proxy {
         mut request: Request<Incoming>,
         arrival: Arrival,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
+        websocket::read_as_get(&mut request);
+        let mut record = Record::of(&request, &arrival, &self.parts().events);
+        let form = reject::Form::wanted(&request);
+        let last = Last::of(&request);
         async move {
-            websocket::read_as_get(&mut request);
-            let mut record = Record::of(&request, &arrival, &self.parts().events);
-            let form = reject::Form::wanted(&request);
-            let last = Last::of(&request);
             let answered = match self.admit(request, arrival, &mut record) {
                 Ok(Admitted::Answered(response)) => Ok(response),
                 Ok(Admitted::Connect(connect)) => self.connect(*connect, &mut record).await,

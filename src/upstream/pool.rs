@@ -102,8 +102,8 @@ impl Pool {
         mut request: Request<RequestBody>,
         by: Option<Instant>,
     ) -> impl Future<Output = Result<Pooled, UpstreamError>> + Send {
+        let relay = self.dialer.relay(origin);
         async move {
-            let relay = self.dialer.relay(origin);
             if relay.is_some() && has_no_form_for_a_proxy(&request) {
                 return Box::pin(self.send_alone(origin, request, by)).await;
             }
