@@ -1,6 +1,7 @@
 //! The agent's side: takes its connections, reads its requests, and gives each to the file that answers it.
 
 mod admit;
+mod bare;
 mod body;
 pub mod caller;
 mod forward;
@@ -14,6 +15,7 @@ pub mod measured;
 mod missing;
 mod pace;
 mod patience;
+mod pump;
 mod redact;
 mod reject;
 mod rest;
@@ -426,7 +428,7 @@ impl Proxy {
         }
         match self.parts().unmatched {
             Unmatched::Deny => Err(Reject::Unmatched),
-            Unmatched::Tunnel => Box::pin(tunnel::open(self, request, &authority)).await,
+            Unmatched::Tunnel => Box::pin(tunnel::open(self, request, &authority, &next)).await,
         }
     }
 
@@ -577,8 +579,6 @@ impl Drop for Record {
 
 #[cfg(test)]
 mod tests {
-    use hyper::upgrade::Upgraded;
-
     use super::*;
 
     fn size<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
@@ -588,7 +588,7 @@ mod tests {
     #[test]
     fn what_a_connection_and_a_request_carry_along_stays_small() {
         // Of an idle connection its task is there all the time; a request's future is moved and wiped with each of them.
-        let tunnel = size(|proxy: &'static Proxy, agent: TokioIo<Upgraded>, to: &'static Authority, caller| {
+        let tunnel = size(|proxy: &'static Proxy, agent: Paced<Connection>, to: &'static Authority, caller| {
             intercept::serve(proxy, agent, to, caller)
         });
         assert!(tunnel <= 1024, "{tunnel} bytes");

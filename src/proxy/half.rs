@@ -102,6 +102,10 @@ impl<IO> HeldEnd<IO> {
     pub(super) fn new(io: IO, answers: Answers) -> Self {
         Self { io, answers, left: None }
     }
+
+    pub(super) fn into_inner(self) -> IO {
+        self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for HeldEnd<IO> {

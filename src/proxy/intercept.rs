@@ -7,13 +7,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
 use super::body::ResponseBody;
 use super::caller::Caller;
-use super::{Arrival, Next, Proxy, Tunnel, is_first};
+use super::{Arrival, Next, Proxy, Tunnel, bare, is_first};
 use crate::events::TunnelStep;
 use crate::host::{Authority, Host, HostName};
 use crate::upstream::Origin;
@@ -29,8 +28,8 @@ pub(super) fn open(
     let served = proxy.clone();
     proxy.parts().events.tunnel(&to, TunnelStep::Open);
     next.set(async move {
-        let Ok(agent) = hyper::upgrade::on(request).await else { return };
-        if let Err(error) = serve(&served, TokioIo::new(agent), &to, caller).await {
+        let Some(agent) = bare::connection(request).await else { return };
+        if let Err(error) = serve(&served, agent, &to, caller).await {
             served.parts().events.tunnel(&to, TunnelStep::Failed { error: error.to_string() });
             tell(&served, &to, &error);
         }

@@ -5,13 +5,20 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
+use tokio_util::either::Either;
+
+use crate::listen::Connection;
 
 /// A connection whose writes do not wait for ever. It stays one when the protocol on it changes.
 pub(super) struct Paced<IO> {
     io: IO,
+    /// What of it has been read already.
+    early: Bytes,
     write_timeout: Duration,
     /// Since the agent takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -20,7 +27,12 @@ pub(super) struct Paced<IO> {
 
 impl<IO> Paced<IO> {
     pub(super) fn new(io: IO, write_timeout: Duration, counted: OwnedSemaphorePermit) -> Self {
-        Self { io, write_timeout, stalled: None, _counted: counted }
+        Self { io, early: Bytes::new(), write_timeout, stalled: None, _counted: counted }
+    }
+
+    /// The same, where these bytes have already been read.
+    pub(super) fn after(self, early: Bytes) -> Self {
+        Self { early, ..self }
     }
 
     /// Gives what a write came to, or an error when it has waited too long.
@@ -35,9 +47,24 @@ impl<IO> Paced<IO> {
     }
 }
 
+impl Paced<Connection> {
+    /// The TCP connection itself, if it is one, what of it has been read already, and how long its agent may take nothing.
+    pub(super) fn as_tcp(&mut self) -> Option<(&mut TcpStream, Bytes, Duration)> {
+        match &mut self.io {
+            Either::Left(stream) => Some((stream, std::mem::take(&mut self.early), self.write_timeout)),
+            Either::Right(_) => None,
+        }
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        if self.early.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let length = self.early.len().min(buffer.remaining());
+        buffer.put_slice(&self.early.split_to(length));
+        Poll::Ready(Ok(()))
     }
 }
 

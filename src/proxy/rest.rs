@@ -152,6 +152,11 @@ impl<IO> Resting<IO> {
         Self { io, early: Bytes::new(), waits: false, flushed: true, rest }
     }
 
+    /// The connection, and what was read of it and not yet taken.
+    pub(super) fn into_parts(self) -> (IO, Bytes) {
+        (self.io, self.early)
+    }
+
     fn writes(&mut self) {
         self.flushed = false;
         self.rest.stirs();

@@ -1,29 +1,44 @@
 //! A blind tunnel: bytes to a host that no route names, untouched and unseen.
 
+use std::io;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 
-use super::Proxy;
 use super::body::ResponseBody;
+use super::pace::Paced;
+use super::pump::pump;
 use super::reject::Reject;
+use super::{Next, Proxy, bare};
 use crate::host::Authority;
+use crate::listen::Connection;
+use crate::upstream::Leg;
 
 /// Connects first, and says 200 only then, so that an agent learns why it cannot.
 pub(super) async fn open(
     proxy: &Proxy,
     request: Request<Incoming>,
     to: &Authority,
+    next: &Next,
 ) -> Result<Response<ResponseBody>, Reject> {
-    let mut upstream = proxy.parts().upstream.dialer().tcp(to).await?;
-    let agent = hyper::upgrade::on(request);
-    proxy.drain().spawn_until_forced(async move {
-        let Ok(agent) = agent.await else { return };
-        let mut agent = TokioIo::new(agent);
-        if let Err(error) = tokio::io::copy_bidirectional(&mut agent, &mut upstream).await {
+    let upstream = proxy.parts().upstream.dialer().tcp(to).await?;
+    next.set(async move {
+        let Some(agent) = bare::connection(request).await else { return };
+        if let Err(error) = carry(agent, upstream).await {
             tracing::debug!(%error, "tunnel ended");
         }
     });
     Ok(Response::new(ResponseBody::whole(Bytes::new())))
+}
+
+async fn carry(mut agent: Paced<Connection>, mut upstream: Leg) -> io::Result<()> {
+    if let Some(upstream) = upstream.as_tcp()
+        && let Some((agent, said, patience)) = agent.as_tcp()
+    {
+        upstream.write_all(&said).await?;
+        return pump(agent, upstream, patience).await;
+    }
+    tokio::io::copy_bidirectional(&mut agent, &mut upstream).await.map(drop)
 }

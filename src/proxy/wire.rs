@@ -45,6 +45,10 @@ impl<IO> Strict<IO> {
         }
     }
 
+    pub(super) fn into_inner(self) -> IO {
+        self.io
+    }
+
     /// Bytes have come. Those of a head do not give it more time.
     fn came(&mut self) {
         let awaited = self.framing.awaited();

@@ -22,6 +22,14 @@ enum Io {
 }
 
 impl Leg {
+    /// The TCP connection itself, where nothing is between.
+    pub fn as_tcp(&mut self) -> Option<&mut TcpStream> {
+        match &mut self.io {
+            Io::Tcp(stream) if self.early.is_empty() => Some(stream),
+            _ => None,
+        }
+    }
+
     /// The same, where these bytes have already been read.
     pub(super) fn after(self, early: Bytes) -> Self {
         Self { early, ..self }
