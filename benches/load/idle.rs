@@ -45,7 +45,11 @@ pub async fn run(options: Options) -> io::Result<Report> {
                 held.extend(clients);
                 latencies.add(since.elapsed());
             }
-            Err(error) => errors.add(error),
+            // One that cannot be opened is enough to know: the others may take as long to fail.
+            Err(error) => {
+                errors.add(error);
+                break;
+            }
         }
     }
     tokio::time::sleep(Duration::from_secs_f64(options.hold)).await;
