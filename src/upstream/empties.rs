@@ -14,35 +14,57 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const HEAD: usize = 9;
 const DATA: u8 = 0;
 const END_STREAM: u8 = 1;
-const CHUNK: usize = 16 << 10;
 
 /// A connection on which HTTP/2 frames come in.
 pub(super) struct WithoutEmpties<IO> {
     io: IO,
     frames: Frames,
-    chunk: Box<[u8]>,
+    /// What was read for a reader that had no room for it.
+    kept: BytesMut,
 }
 
 impl<IO> WithoutEmpties<IO> {
     pub(super) fn new(io: IO) -> Self {
-        Self { io, frames: Frames::default(), chunk: vec![0; CHUNK].into() }
+        Self { io, frames: Frames::default(), kept: BytesMut::new() }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> WithoutEmpties<IO> {
+    /// Reads into a buffer with room for more than a frame's head, and takes the empties out of it there.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let start = buffer.filled().len();
+        loop {
+            buffer.put_slice(&self.frames.head);
+            let held = buffer.filled().len();
+            let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+            if !matches!(read, Poll::Ready(Ok(()))) || buffer.filled().len() == held {
+                buffer.set_filled(start);
+                return read;
+            }
+            let left = self.frames.take_out(&mut buffer.filled_mut()[start..]);
+            buffer.set_filled(start + left);
+            if left > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for WithoutEmpties<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        while this.frames.kept.is_empty() {
-            let mut chunk = ReadBuf::new(&mut this.chunk);
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut chunk))?;
-            if chunk.filled().is_empty() {
-                return Poll::Ready(Ok(()));
+        if this.kept.is_empty() {
+            if buffer.remaining() > HEAD {
+                return this.poll_fill(cx, buffer);
             }
-            this.frames.follow(chunk.filled());
+            let mut space = [0; 4 * HEAD];
+            let mut chunk = ReadBuf::new(&mut space);
+            ready!(this.poll_fill(cx, &mut chunk))?;
+            this.kept.extend_from_slice(chunk.filled());
         }
-        let length = this.frames.kept.len().min(buffer.remaining());
-        buffer.put_slice(&this.frames.kept[..length]);
-        this.frames.kept.advance(length);
+        let length = this.kept.len().min(buffer.remaining());
+        buffer.put_slice(&this.kept[..length]);
+        this.kept.advance(length);
         Poll::Ready(Ok(()))
     }
 }
@@ -73,41 +95,49 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for WithoutEmpties<IO> {
     }
 }
 
-/// Where in the frames the next byte stands, and what of them is kept.
+/// Where in the frames the next byte stands.
 #[derive(Default)]
 struct Frames {
+    /// As much of a head as has come; it is not passed on before it is whole.
     head: Vec<u8>,
     payload_left: usize,
-    kept: BytesMut,
 }
 
 impl Frames {
-    fn follow(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.payload_left > 0 {
-                let (payload, rest) = bytes.split_at(self.payload_left.min(bytes.len()));
-                self.kept.extend_from_slice(payload);
-                self.payload_left -= payload.len();
-                bytes = rest;
-            } else {
-                let (head, rest) = bytes.split_at((HEAD - self.head.len()).min(bytes.len()));
-                self.head.extend_from_slice(head);
-                self.head_ended();
-                bytes = rest;
+    /// Takes empty frames out of what has come, which begins with the head that was held, and gives how much is left of it.
+    fn take_out(&mut self, bytes: &mut [u8]) -> usize {
+        self.head.clear();
+        let (mut next, mut left) = (0, 0);
+        while next < bytes.len() {
+            let (length, stays) = match self.payload_left {
+                0 => match bytes[next..].first_chunk() {
+                    Some(head) => (HEAD, self.begin(*head)),
+                    None => {
+                        self.head.extend_from_slice(&bytes[next..]);
+                        break;
+                    }
+                },
+                payload_left => {
+                    let length = payload_left.min(bytes.len() - next);
+                    self.payload_left -= length;
+                    (length, true)
+                }
+            };
+            if stays {
+                if left < next {
+                    bytes.copy_within(next..next + length, left);
+                }
+                left += length;
             }
+            next += length;
         }
+        left
     }
 
-    fn head_ended(&mut self) {
-        let &[a, b, c, kind, flags, ..] = &self.head[..] else { return };
-        if self.head.len() < HEAD {
-            return;
-        }
+    /// Begins a frame, and tells whether it says anything.
+    fn begin(&mut self, [a, b, c, kind, flags, ..]: [u8; HEAD]) -> bool {
         self.payload_left = u32::from_be_bytes([0, a, b, c]) as usize;
-        if kind != DATA || self.payload_left > 0 || flags & END_STREAM != 0 {
-            self.kept.extend_from_slice(&self.head);
-        }
-        self.head.clear();
+        kind != DATA || self.payload_left > 0 || flags & END_STREAM != 0
     }
 }
 
@@ -126,17 +156,47 @@ mod tests {
         let empty = frame(0, 0, b"");
         let stream = [empty.clone(), kept.join(&empty[..]), empty.repeat(3)].concat();
         for step in 1..=stream.len() {
-            let mut frames = Frames::default();
-            stream.chunks(step).for_each(|bytes| frames.follow(bytes));
-            assert_eq!(frames.kept, kept.concat(), "by {step}");
+            for room in [1, HEAD, HEAD + 1, 64, 1024] {
+                assert_eq!(through(&stream, step, room), kept.concat(), "by {step} into {room}");
+            }
+        }
+    }
+
+    /// A connection from which so many bytes come at a time.
+    struct Pieces<'a> {
+        stream: &'a [u8],
+        step: usize,
+    }
+
+    impl AsyncRead for Pieces<'_> {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let length = self.step.min(buffer.remaining()).min(self.stream.len());
+            let (piece, rest) = self.stream.split_at(length);
+            buffer.put_slice(piece);
+            self.stream = rest;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What is read, so many bytes at most at once, of what comes in pieces of a size.
+    fn through(stream: &[u8], step: usize, room: usize) -> Vec<u8> {
+        let (mut io, mut all) = (WithoutEmpties::new(Pieces { stream, step }), Vec::new());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        loop {
+            let mut space = vec![0; room];
+            let mut buffer = ReadBuf::new(&mut space);
+            assert!(matches!(Pin::new(&mut io).poll_read(&mut cx, &mut buffer), Poll::Ready(Ok(()))));
+            if buffer.filled().is_empty() {
+                return all;
+            }
+            all.extend_from_slice(buffer.filled());
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_it_panic(stream: Vec<u8>, step in 1usize..20) {
-            let mut frames = Frames::default();
-            stream.chunks(step).for_each(|bytes| frames.follow(bytes));
+        fn no_bytes_make_it_panic(stream: Vec<u8>, step in 1usize..20, room in 1usize..40) {
+            through(&stream, step, room);
         }
     }
 }
