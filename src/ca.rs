@@ -1,12 +1,13 @@
 //! The local certificate authority: answers TLS for routed hosts, and for no other.
 //!
-//! A root signs one intermediate that is name-constrained to the routed hosts, and its key is then destroyed; the
-//! intermediate signs a leaf per host. The constraints sit on the intermediate because Java ignores those of a root.
+//! A root signs an intermediate that is name-constrained to the routed hosts, several where these are many, and its key is
+//! then destroyed; they sign a leaf per host. The constraints sit on them because Java ignores those of a root.
 
 pub mod files;
 #[doc(hidden)]
 pub mod measured;
 
+use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -39,6 +40,8 @@ const AUTHORITY_MARGIN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Certificates are valid from a day ago: an agent's clock may be behind ours.
 const BACKDATED: Duration = DAY;
+/// Of one intermediate, which each new agent is sent: all of thousands of hosts would fit into no handshake.
+const NAMES: usize = 256;
 /// A wildcard route can meet any number of hosts; the least recently used leaf makes room.
 const LEAVES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// In the subject of our certificates. Upstream roots that carry it are left out: we never trust ourselves.
@@ -52,9 +55,16 @@ pub struct Ca {
 
 struct Inner {
     saved: Saved,
-    issuer: Issuer<'static, KeyPair>,
-    intermediate: CertificateDer<'static>,
+    intermediates: Vec<Intermediate>,
+    /// Each permitted name, and the place of the intermediate that may speak for it.
+    permitted: HashMap<String, usize>,
     leaves: Mutex<lru::LruCache<HostName, Leaf>>,
+}
+
+/// Signs leaves of some of the names.
+struct Intermediate {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
 }
 
 /// A host's TLS settings, shared by its connections so that sessions resume.
@@ -67,8 +77,11 @@ struct Leaf {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     root: String,
+    /// One or more, after each other.
     intermediate: String,
+    /// Theirs.
     key: String,
+    /// If there are more, each is for the next [`NAMES`] of these.
     permitted: Vec<String>,
     /// Seconds since the epoch.
     not_after: u64,
@@ -96,18 +109,24 @@ impl Ca {
         let root_issuer = Issuer::new(root, root_key);
 
         let key = KeyPair::generate()?;
-        let mut intermediate = authority("intermediate", now)?;
-        intermediate.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        intermediate.use_authority_key_identifier_extension = true;
-        intermediate.name_constraints = Some(constraints(hosts));
-        let certificate = intermediate.signed_by(&key, &root_issuer)?;
+        let mut permitted: Vec<String> = hosts.iter().map(|host| host.base().to_string()).collect();
+        permitted.sort_unstable();
+        permitted.dedup();
+        let mut intermediates = String::new();
+        for names in parts(&permitted) {
+            let mut intermediate = authority("intermediate", now)?;
+            intermediate.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            intermediate.use_authority_key_identifier_extension = true;
+            intermediate.name_constraints = Some(constraints(names));
+            intermediates += &intermediate.signed_by(&key, &root_issuer)?.pem();
+        }
         drop(root_issuer);
 
         let saved = Saved {
             root: root_certificate.pem(),
-            intermediate: certificate.pem(),
+            intermediate: intermediates,
             key: key.serialize_pem(),
-            permitted: hosts.iter().map(|host| host.base().to_string()).collect(),
+            permitted,
             not_after: seconds(now + AUTHORITY_LIFE),
         };
         Self::from_saved(saved)
@@ -127,25 +146,34 @@ impl Ca {
         if saved.not_after < seconds(now + AUTHORITY_MARGIN) {
             return Ok(Err(Outdated::Ending));
         }
-        let new: Vec<String> = hosts
-            .iter()
-            .map(|host| host.base().as_str())
-            .filter(|base| !saved.permitted.iter().any(|permitted| within(base, permitted)))
-            .map(str::to_owned)
-            .collect();
-        if !new.is_empty() {
-            return Ok(Err(Outdated::NewHosts(new)));
-        }
-        Self::from_saved(saved).map(Ok)
+        let ca = Self::from_saved(saved)?;
+        let mut new: Vec<String> = hosts.iter().map(|host| host.base().to_string()).collect();
+        new.retain(|base| ca.intermediate(base).is_none());
+        Ok(if new.is_empty() { Ok(ca) } else { Err(Outdated::NewHosts(new)) })
     }
 
     fn from_saved(saved: Saved) -> Result<Self, CaError> {
-        let key = KeyPair::from_pem(&saved.key)?;
-        let intermediate = pem::parse(&saved.intermediate).map_err(|_| CaError::Kept)?;
-        let intermediate = CertificateDer::from(intermediate.into_contents());
-        let issuer = Issuer::from_ca_cert_der(&intermediate, key)?;
+        let certificates = pem::parse_many(&saved.intermediate).map_err(|_| CaError::Kept)?;
+        let permitted = match certificates.len() {
+            0 => return Err(CaError::Kept),
+            1 => saved.permitted.iter().map(|name| (name.clone(), 0)).collect(),
+            _ => saved.permitted.iter().enumerate().map(|(place, name)| (name.clone(), place / NAMES)).collect(),
+        };
+        let mut intermediates = Vec::new();
+        for certificate in certificates {
+            let certificate = CertificateDer::from(certificate.into_contents());
+            let issuer = Issuer::from_ca_cert_der(&certificate, KeyPair::from_pem(&saved.key)?)?;
+            intermediates.push(Intermediate { issuer, certificate });
+        }
         let leaves = Mutex::new(lru::LruCache::new(LEAVES));
-        Ok(Self { inner: Arc::new(Inner { saved, issuer, intermediate, leaves }) })
+        Ok(Self { inner: Arc::new(Inner { saved, intermediates, permitted, leaves }) })
+    }
+
+    /// The intermediate that may speak for a name: for itself, or for one that it is below.
+    fn intermediate(&self, name: &str) -> Option<&Intermediate> {
+        let mut names = std::iter::successors(Some(name), |name| Some(name.split_once('.')?.1));
+        let place = names.find_map(|name| self.inner.permitted.get(name))?;
+        self.inner.intermediates.get(*place)
     }
 
     /// The root's certificate, which agents trust.
@@ -153,7 +181,7 @@ impl Ca {
         &self.inner.saved.root
     }
 
-    /// The intermediate's certificate, which is sent with every leaf.
+    /// The intermediates' certificates; that of a leaf's issuer is sent with it.
     pub fn intermediate_pem(&self) -> &str {
         &self.inner.saved.intermediate
     }
@@ -206,13 +234,16 @@ impl Ca {
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         leaf.use_authority_key_identifier_extension = true;
-        let certificate = leaf.signed_by(&key, &self.inner.issuer)?;
+        // No other is ever asked for; what one of them signs of it, nobody believes.
+        let intermediate =
+            self.intermediate(host.as_str()).or(self.inner.intermediates.first()).ok_or(CaError::Kept)?;
+        let certificate = leaf.signed_by(&key, &intermediate.issuer)?;
 
         let provider = crypto::provider();
         let signing = provider
             .key_provider
             .load_private_key(rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()))?;
-        let chain = vec![certificate.der().clone(), self.inner.intermediate.clone()];
+        let chain = vec![certificate.der().clone(), intermediate.certificate.clone()];
         let only = OnlyFor { host: host.clone(), key: Arc::new(CertifiedKey::new(chain, signing)) };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -292,17 +323,17 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
+/// The names of each intermediate; one has none where there are none.
+fn parts(names: &[String]) -> Vec<&[String]> {
+    if names.is_empty() { vec![names] } else { names.chunks(NAMES).collect() }
+}
+
 /// Only these names, and no address at all: permitted names alone would leave every address open.
-fn constraints(hosts: &[HostPattern]) -> NameConstraints {
-    let mut names: Vec<&str> = hosts.iter().map(|host| host.base().as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.is_empty() {
-        // No permitted name would mean no constraint; `.invalid` never resolves (RFC 6761 section 6.4).
-        names.push("invalid");
-    }
+fn constraints(names: &[String]) -> NameConstraints {
+    // No permitted name would mean no constraint; `.invalid` never resolves (RFC 6761 section 6.4).
+    let names = if names.is_empty() { &["invalid".to_owned()] } else { names };
     NameConstraints {
-        permitted_subtrees: names.into_iter().map(|name| GeneralSubtree::DnsName(name.to_owned())).collect(),
+        permitted_subtrees: names.iter().cloned().map(GeneralSubtree::DnsName).collect(),
         excluded_subtrees: vec![
             GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
             GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
@@ -316,10 +347,6 @@ fn serial() -> Result<SerialNumber, CaError> {
     getrandom::fill(&mut bytes).map_err(|_| CaError::Random)?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
-}
-
-fn within(name: &str, permitted: &str) -> bool {
-    name == permitted || name.strip_suffix(permitted).is_some_and(|rest| rest.ends_with('.'))
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -400,6 +427,22 @@ mod tests {
         let late = Ca::restore(&kept, &hosts(&["api.example.org"]), now + DAY * 340).unwrap();
         assert_eq!(late.err(), Some(Outdated::Ending));
         assert!(matches!(Ca::restore(&Secret::new("{}"), &[], now), Err(CaError::Kept)));
+    }
+
+    #[tokio::test]
+    async fn any_number_of_hosts_is_answered_each_by_an_intermediate_for_some_of_them() {
+        let names: Vec<String> = (0..10_000).map(|n| format!("api-{n}.a-long-name.example")).collect();
+        let hosts: Vec<HostPattern> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let made = Ca::generate(&hosts, SystemTime::now()).unwrap();
+        let kept = Ca::restore(&made.export(), &hosts, SystemTime::now()).unwrap().ok().unwrap();
+        for ca in [made, kept] {
+            for name in [names[0].as_str(), &names[5000], &names[9999], "eu.api-7.a-long-name.example"] {
+                handshake(&ca, name, name).await.unwrap();
+            }
+            handshake(&ca, "a-long-name.example", "a-long-name.example").await.unwrap_err();
+            let largest = ca.inner.intermediates.iter().map(|one| one.certificate.len()).max();
+            assert!(largest < Some(16 << 10), "{largest:?}");
+        }
     }
 
     #[test]
