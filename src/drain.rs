@@ -7,6 +7,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use crate::seldom::seldom;
+
 /// The stop signal and the tasks that a stop waits for. A clone shares both.
 #[derive(Clone, Default)]
 pub struct Drain {
@@ -39,8 +41,14 @@ impl Drain {
         F: Future<Output = ()> + Send + 'static,
     {
         // Boxed: each future around a future holds it twice, where it was captured and where it is polled.
-        let (forced, task) = (self.forced.clone(), Box::pin(task));
-        self.tasks.spawn(async move { forced.run_until_cancelled(task).await });
+        let (mut forced, mut task) = (seldom(self.forced.clone().cancelled_owned()), Box::pin(task));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = &mut task => {}
+                () = &mut forced => {}
+            }
+        });
     }
 
     /// Resolves when the stop begins.

@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`events`], [`telemetry`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`events`], [`telemetry`] |
 //!
 //! One request:
 //!
@@ -47,6 +47,7 @@ pub mod process;
 pub mod proxy;
 pub mod routes;
 pub mod secret;
+pub mod seldom;
 pub mod store;
 pub mod telemetry;
 pub mod tokens;

@@ -55,6 +55,7 @@ use crate::links::Links;
 use crate::listen::{Connection, Listener};
 use crate::names::{ProviderName, UserName};
 use crate::routes::{Routes, Unmatched};
+use crate::seldom::seldom;
 use crate::tokens::Tokens;
 use crate::upstream::{Origin, Upstream};
 use body::{Budget, ResponseBody};
@@ -323,9 +324,10 @@ impl Proxy {
             }
         };
         tokio::select! {
+            biased;
             () = self.until_stopped(connection.as_mut(), |connection| connection.graceful_shutdown(), quiet) => {}
-            () = silent => {}
-            () = patience.lost() => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
+            () = seldom(silent) => {}
+            () = seldom(patience.lost()) => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
         }
     }
 
@@ -338,11 +340,16 @@ impl Proxy {
     ) where
         C: Future<Output = hyper::Result<()>>,
     {
+        let over = async {
+            tokio::select! {
+                () = self.drain().started() => {}
+                () = quiet => {}
+            }
+        };
         tokio::select! {
             biased;
             ended = connection.as_mut() => return told(ended),
-            () = self.drain().started() => {}
-            () = quiet => {}
+            () = seldom(over) => {}
         }
         wind_down(connection.as_mut());
         told(connection.await);

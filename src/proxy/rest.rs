@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 
 use super::half::{Answer, Answers};
 use crate::drain::Drain;
+use crate::seldom::seldom;
 
 /// How often it is looked whether anything has come since. Requests that follow each other sooner pay nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -71,19 +72,20 @@ where
     let mut reader = read(Resting::new(io, rest.clone()));
     async move {
         loop {
+            let mut over = seldom(over(&drain, &answers, idle));
             tokio::select! {
                 biased;
                 ended = reader.as_mut() => return ended,
-                () = over(&drain, &answers, idle) => {
+                () = &mut over => {
                     reader.as_mut().graceful_shutdown();
                     return reader.await;
                 }
-                () = rest.is_due(&answers) => {}
+                () = seldom(rest.is_due(&answers)) => {}
             }
             let Some(parts) = Pin::into_inner(reader).into_parts() else { return Ok(()) };
             // Boxed: the future is no larger for it while the connection is read.
             let mut io = Box::new(parts.io.into_inner().after(parts.read_buf));
-            if !io.stirs(over(&drain, &answers, idle)).await {
+            if !io.stirs(over).await {
                 return Ok(());
             }
             reader = read(*io);

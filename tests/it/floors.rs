@@ -15,7 +15,20 @@ const FLOORS: [&[&str]; 10] = [
     &["ca", "upstream", "store"],
     &["oauth"],
     &["routes"],
-    &["crypto", "host", "names", "secret", "clock", "drain", "listen", "limits", "process", "events", "telemetry"],
+    &[
+        "crypto",
+        "host",
+        "names",
+        "secret",
+        "clock",
+        "drain",
+        "listen",
+        "limits",
+        "process",
+        "seldom",
+        "events",
+        "telemetry",
+    ],
 ];
 /// Its modules are small and plain, and may use each other.
 const GROUND: usize = 10;
