@@ -7,8 +7,8 @@ use std::process::Command;
 use super::callgrind::Cost;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost.txt");
-/// Of the instructions. Ten runs on a busy machine differ by 0.7 % at most.
-const TOLERANCE: f64 = 0.02;
+/// Of the instructions. Ten runs of one build on a busy machine differ by 0.7 % at most, two builds of one source by 3.6 %.
+const TOLERANCE: f64 = 0.05;
 /// A tunnel's exchange is so short that one wake-up more in some of them shows.
 const WAKE_UPS: u64 = 300;
 /// Of the allocations, in pieces: a count of whole ones, and what is seldom.
@@ -47,18 +47,19 @@ impl Kept {
         std::fs::write(FILE, text).unwrap();
     }
 
-    /// Another compiler makes other instructions: whoever reads a difference should know.
-    pub fn tell_of_another_compiler(&self) {
+    /// Whether this compiler wrote the numbers. Another one makes other instructions: a difference then says nothing.
+    pub fn is_of_this_compiler(&self) -> bool {
         let compiler = compiler();
         if self.compiler != compiler {
-            eprintln!("benches/cost.txt was written with {}, and this is {compiler}", self.compiler);
+            eprintln!("benches/cost.txt was written with {}, and this is {compiler}: it is only told", self.compiler);
         }
+        self.compiler == compiler
     }
 
-    /// In what a cost is not the kept one.
-    pub fn differs(&self, name: &str, cost: Cost) -> Option<String> {
+    /// In what a cost is not the kept one, and whether that is a mistake.
+    pub fn differs(&self, name: &str, cost: Cost) -> Option<(String, bool)> {
         let Some(kept) = self.costs.get(name) else {
-            return Some(format!("benches/cost.txt: {name}: no number is kept"));
+            return Some((format!("benches/cost.txt: {name}: no number is kept"), true));
         };
         let (before, after) = (kept.instructions, cost.instructions);
         let change = after as f64 / before as f64 - 1.0;
@@ -70,8 +71,9 @@ impl Kept {
         } else {
             return None;
         };
-        let says = if change > TOLERANCE || more > ALLOCATIONS { "it costs more" } else { "the cost fell" };
-        Some(format!("benches/cost.txt: {name}: {says}: {what}"))
+        let costs_more = change > TOLERANCE || more > ALLOCATIONS;
+        let says = if costs_more { "it costs more" } else { "the cost fell" };
+        Some((format!("benches/cost.txt: {name}: {says}: {what}"), costs_more))
     }
 }
 
