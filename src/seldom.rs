@@ -4,11 +4,9 @@
 //! end of its time. Asked each time, these cost more than the bytes.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-
-use futures_util::task::AtomicWaker;
 
 /// A future that comes seldom.
 pub struct Seldom<F> {
@@ -16,13 +14,14 @@ pub struct Seldom<F> {
     woken: Arc<Woken>,
     /// Of the future itself.
     waker: Waker,
-    /// Of its task, as it was registered last.
+    /// The task, as `woken` knows it.
     task: Option<Waker>,
 }
 
 struct Woken {
     flag: AtomicBool,
-    task: AtomicWaker,
+    /// It stays here: a wake that took it along could take the one that was put here for the next wake.
+    task: Mutex<Option<Waker>>,
 }
 
 impl Wake for Woken {
@@ -32,13 +31,16 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.flag.store(true, Ordering::Release);
-        self.task.wake();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 }
 
 /// Makes it one.
 pub fn seldom<F: Future>(future: F) -> Seldom<F> {
-    let woken = Arc::new(Woken { flag: AtomicBool::new(true), task: AtomicWaker::new() });
+    let woken = Arc::new(Woken { flag: AtomicBool::new(true), task: Mutex::default() });
     Seldom { future: Box::pin(future), waker: woken.clone().into(), woken, task: None }
 }
 
@@ -47,15 +49,12 @@ impl<F: Future> Future for Seldom<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
-        let woken = this.woken.flag.load(Ordering::Acquire);
-        if !woken && this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
-            return Poll::Pending;
+        if !this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+            this.task = Some(cx.waker().clone());
+            *this.woken.task.lock().unwrap_or_else(PoisonError::into_inner) = this.task.clone();
         }
-        // Each time: a wake takes the registration along.
-        this.woken.task.register(cx.waker());
-        this.task = Some(cx.waker().clone());
-        // After the registration: whoever wakes it sets the flag first, and then wakes the task.
-        if !this.woken.flag.swap(false, Ordering::AcqRel) {
+        // After that: whoever wakes it sets the flag first, and then looks for the task.
+        if !this.woken.flag.load(Ordering::Acquire) || !this.woken.flag.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
