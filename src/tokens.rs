@@ -15,7 +15,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -55,7 +55,7 @@ struct Inner {
     providers: HashMap<ProviderName, Arc<Known>>,
     slots: DashMap<Key, Arc<Slot>>,
     /// Those that may be of no use soon: a million good tokens are not looked at for the sake of these.
-    waning: Mutex<Vec<Key>>,
+    waning: Mutex<HashSet<Key>>,
     store: Store,
     servers: Arc<dyn Servers>,
     clock: Clock,
@@ -394,7 +394,7 @@ impl Inner {
 
     /// Has the sweep look at a slot until it holds a token that is not due.
     fn wanes(&self, key: &Key) {
-        self.waning.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
+        self.waning.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
     }
 
     /// Forgets the users of whom nothing is known: an agent may make up any number of names (OAU-019). And those whose
@@ -403,7 +403,8 @@ impl Inner {
         let now = self.clock.now();
         let waning = std::mem::take(&mut *self.waning.lock().unwrap_or_else(PoisonError::into_inner));
         let still = waning.into_iter().filter(|key| {
-            // Nobody else gets hold of a slot while it is looked at: its part of the map is locked.
+            // Only a plan of renewal can get hold of a slot while it is looked at, and it would find nothing to renew: its
+            // part of the map is locked.
             let gone = self.slots.remove_if(key, |_, slot| Arc::strong_count(slot) == 1 && slot.is_idle(now)).is_some();
             !gone && self.slots.get(key).is_some_and(|slot| slot.lock().wanes(now))
         });
