@@ -21,7 +21,7 @@ pub struct Limits {
     pub upstream_handshake_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
-    /// The most fields in a head, an agent's or an upstream's.
+    /// The most fields in a head, an agent's or, over HTTP/1, an upstream's.
     pub max_headers: usize,
     /// The most connections of agents at once, tunnels too; further ones wait to be accepted.
     pub max_connections: usize,

@@ -339,6 +339,9 @@ pub enum UpstreamError {
     /// The connection closed before an answer came.
     #[error("the upstream closed the connection without an answer")]
     Closed,
+    /// More fields than `limits.max_headers`, over HTTP/1.
+    #[error("the upstream's answer has too many header fields")]
+    TooManyFields,
     /// What came is not HTTP.
     #[error("the upstream's answer is broken: {0}")]
     Protocol(String),
@@ -385,6 +388,7 @@ impl UpstreamError {
             UpstreamError::Loop => "proxy_loop_detected",
             UpstreamError::Unprocessed | UpstreamError::Closed => "connection_terminated",
             UpstreamError::RequestBody => "http_request_error",
+            UpstreamError::TooManyFields => "http_response_header_section_size",
             UpstreamError::Protocol(_) => "http_protocol_error",
         }
     }
@@ -426,6 +430,9 @@ impl UpstreamError {
             || causes(error).filter_map(|cause| cause.downcast_ref()).any(is_closed)
         {
             return UpstreamError::Closed;
+        }
+        if error.is_parse_too_large() {
+            return UpstreamError::TooManyFields;
         }
         UpstreamError::Protocol(error.to_string())
     }

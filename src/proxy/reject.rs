@@ -189,6 +189,9 @@ impl Reject {
             Reject::Upstream(UpstreamError::RequestBody) => {
                 "send the body whole: as long as its Content-Length, or in well-formed chunks".into()
             }
+            Reject::Upstream(UpstreamError::TooManyFields) => {
+                "the operator can allow more by `limits.max_headers` in `proxy.yaml`".into()
+            }
             Reject::Upstream(UpstreamError::Proxy(error)) => error.hint().into(),
             Reject::Upstream(_) | Reject::Unasked => "try again; if it stays, ask whoever runs the upstream".into(),
         }

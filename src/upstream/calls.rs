@@ -205,7 +205,10 @@ impl From<UpstreamError> for CallError {
             | UpstreamError::Loop => CallError::Connect(error.to_string()),
             // There is no other way for a body of ours to break off.
             UpstreamError::RequestBody | UpstreamError::Late => CallError::Late,
-            UpstreamError::Unprocessed | UpstreamError::Closed | UpstreamError::Protocol(_) => CallError::Broken,
+            UpstreamError::Unprocessed
+            | UpstreamError::Closed
+            | UpstreamError::TooManyFields
+            | UpstreamError::Protocol(_) => CallError::Broken,
         }
     }
 }
