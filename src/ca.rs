@@ -181,11 +181,6 @@ impl Ca {
         &self.inner.saved.root
     }
 
-    /// The intermediates' certificates; that of a leaf's issuer is sent with it.
-    pub fn intermediate_pem(&self) -> &str {
-        &self.inner.saved.intermediate
-    }
-
     /// The names that it can speak for, each with all names below it.
     pub fn permitted(&self) -> &[String] {
         &self.inner.saved.permitted

@@ -23,7 +23,7 @@ pub fn prepare() {
         let (core, files) = (getrlimit(Resource::Core), getrlimit(Resource::Nofile));
         let limits = [
             Limit { resource: Resource::Core, before: core, ours: Rlimit { current: Some(0), ..core } },
-            // Every tunnel takes two.
+            // Every tunnel takes two, and four more while much goes through it.
             Limit { resource: Resource::Nofile, before: files, ours: Rlimit { current: files.maximum, ..files } },
         ];
         set(&limits, |limit| limit.ours);
