@@ -32,8 +32,8 @@ impl Limits {
     pub const LEAST_HEAD: usize = 8 << 10;
     /// The largest `max_head`: it is what each connection may hold.
     pub const MOST_HEAD: usize = 16 << 20;
-    /// The default `max_headers`, which is hyper's: for these many it needs no memory from the heap.
-    pub const USUAL_HEADERS: usize = 100;
+    /// The `max_headers` for which hyper needs no memory from the heap.
+    pub const FREE_HEADERS: usize = 100;
     /// The largest `max_headers`.
     pub const MOST_HEADERS: usize = 10_000;
     /// The largest `max_connections`.
@@ -51,7 +51,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             upstream_handshake_timeout: Duration::from_secs(10),
             max_head: 256 << 10,
-            max_headers: Self::USUAL_HEADERS,
+            max_headers: 128,
             max_connections: 10_000,
         }
     }

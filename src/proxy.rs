@@ -273,7 +273,7 @@ impl Proxy {
             async move { proxy.handle(request, arrival).await.map(|response| response.map(|body| answer.with(body))) }
         });
         let mut http1 = http1::Builder::new();
-        if limits.max_headers != Limits::USUAL_HEADERS {
+        if limits.max_headers != Limits::FREE_HEADERS {
             http1.max_headers(limits.max_headers);
         }
         let http1 = http1.max_buf_size(limits.max_head).auto_date_header(false);

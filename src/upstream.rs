@@ -209,7 +209,7 @@ impl Dialer {
     /// How HTTP/1 is spoken on what it opens.
     fn http1(&self) -> http1::Builder {
         let mut http1 = http1::Builder::new();
-        if self.inner.max_headers != Limits::USUAL_HEADERS {
+        if self.inner.max_headers != Limits::FREE_HEADERS {
             http1.max_headers(self.inner.max_headers);
         }
         http1

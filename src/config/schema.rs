@@ -144,7 +144,7 @@ pub(super) struct Limits {
     pub upstream_handshake_timeout: Option<Parsed<Duration>>,
     /// The largest head of a request; `256KiB` when left out.
     pub max_head: Option<Parsed<Size>>,
-    /// The most fields in a head; `100` when left out.
+    /// The most fields in a head; `128` when left out.
     pub max_headers: Option<Parsed<Count>>,
     /// The most connections of agents at once, further ones wait; `10000` when left out.
     pub max_connections: Option<Parsed<Count>>,
