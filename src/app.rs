@@ -1,6 +1,7 @@
 //! Settings become a running sidecar: what is opened in which order, and how it stops.
 
 pub mod agent;
+mod authority;
 pub mod child;
 mod notify;
 
@@ -8,17 +9,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use rustls::crypto::CryptoProvider;
-use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
 use crate::ca::files::CaFiles;
-use crate::ca::{self, Ca, CaError, Outdated};
+use crate::ca::{self, Ca, CaError};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::consent::{self, Consent};
@@ -32,18 +32,18 @@ use crate::listen::{Listener, Place};
 use crate::names::UserName;
 use crate::proxy::caller::Entrance;
 use crate::proxy::{self, Proxy};
-use crate::routes::{HostPattern, Routes};
+use crate::routes::Routes;
 use crate::store::key::{KeyError, Keyring};
 use crate::store::{Store, StoreError};
 use crate::tokens::{self, Tokens};
 use crate::upstream::{Calls, Dialer, Roots, RootsError, Upstream};
 use crate::web::{self, Guard};
 
-/// The name of the local CA in the store.
-const KEPT_CA: &str = "ca";
 /// How long a sidecar waits at its start for a store that is away, and how soon it asks again.
 const STORE_WAIT: Duration = Duration::from_secs(15);
 const STORE_AGAIN: Duration = Duration::from_millis(500);
+
+pub use authority::last as last_ca;
 
 /// What the settings do not say.
 pub struct Options {
@@ -116,7 +116,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let routes = Routes::new(settings.routes.iter().cloned());
     let (ca, ca_files, lasting) = match authority {
         Authority::Kept => {
-            let ca = kept_ca(&store, &ca_name(settings), routes.hosts(), clock.now().wall).await?;
+            let ca = authority::kept(&store, settings, routes.hosts(), clock.now().wall, None).await?;
             (ca, CaFiles::within(&settings.ca_path), true)
         }
         Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder), false),
@@ -363,54 +363,6 @@ fn own_key(settings: &Settings, create: bool) -> Result<Keyring, AppError> {
         tracing::warn!(%path, "made a key for the store; without a copy of it a backup of the store is of no use");
     }
     Ok(keys)
-}
-
-/// The CA of the last run, or a new one where that cannot speak for all routed hosts. Of several who make one at the same
-/// moment, for the same hosts, all get the same.
-async fn kept_ca(store: &Store, name: &str, hosts: &[HostPattern], now: SystemTime) -> Result<Ca, AppError> {
-    let mut kept = store.sealed(name).await?;
-    loop {
-        if let Some(kept) = &kept {
-            match Ca::restore(kept, hosts, now)? {
-                Ok(ca) => return Ok(ca),
-                Err(Outdated::NewHosts(hosts)) => {
-                    let hosts = hosts.join(", ");
-                    tracing::warn!(
-                        hosts,
-                        "the local CA is made anew for new hosts; running agents need the new `ca.pem`"
-                    );
-                }
-                Err(Outdated::Ending) => {
-                    tracing::warn!("the local CA is made anew, the old one ends; running agents need the new `ca.pem`");
-                }
-            }
-        }
-        let made = Ca::generate(hosts, now)?.export();
-        kept = Some(store.put_sealed(name, made, kept.as_ref()).await?);
-    }
-}
-
-/// Under which name the CA is kept. Of sidecars that share a store, those with the same hosts share a CA: one with others
-/// would replace it at each start.
-fn ca_name(settings: &Settings) -> String {
-    if settings.store_url.is_none() {
-        return KEPT_CA.to_owned();
-    }
-    let routes = Routes::new(settings.routes.iter().cloned());
-    let mut hosts: Vec<String> = routes.hosts().iter().map(ToString::to_string).collect();
-    hosts.sort();
-    let hosts = Sha256::digest(hosts.join("\n"));
-    format!("{KEPT_CA} {}", hosts.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-}
-
-/// The CA of the last run, without making one.
-///
-/// # Errors
-/// When the store cannot be read, or holds none.
-pub async fn last_ca(settings: &Settings) -> Result<Ca, AppError> {
-    let store = open_store(settings, false).await?;
-    let kept = store.sealed(&ca_name(settings)).await?.ok_or(AppError::NoCa)?;
-    Ca::restore(&kept, &[], SystemTime::UNIX_EPOCH)?.map_err(|_| AppError::NoCa)
 }
 
 /// Why a sidecar does not start.

@@ -16,7 +16,7 @@ pub const TRUSTSTORE_PASSWORD: &str = "changeit";
 /// Where the files are.
 #[derive(Debug, Clone)]
 pub struct CaFiles {
-    /// Our root alone, for variables that add to a client's roots (`NODE_EXTRA_CA_CERTS`).
+    /// Our roots alone, for variables that add to a client's roots (`NODE_EXTRA_CA_CERTS`).
     pub ca: PathBuf,
     /// The system's roots, the extra ones and ours, for variables that replace them (`SSL_CERT_FILE`).
     pub bundle: PathBuf,
@@ -36,14 +36,14 @@ impl CaFiles {
     /// # Errors
     /// When the folder or a file in it cannot be written; what stood there before then still stands.
     pub fn write(&self, ca: &Ca, roots: &[CertificateDer<'_>], lasting: bool) -> Result<(), CaError> {
-        let mut bundle = String::from(ca.root_pem());
+        let mut bundle = String::from(ca.roots_pem());
         for root in roots {
             bundle.push_str(&pem::encode(&pem::Pem::new("CERTIFICATE", root.as_ref())));
         }
-        if self.are_written(ca.root_pem(), &bundle) {
+        if self.are_written(ca.roots_pem(), &bundle) {
             return Ok(());
         }
-        write(&self.ca, ca.root_pem().as_bytes(), lasting)?;
+        write(&self.ca, ca.roots_pem().as_bytes(), lasting)?;
         write(&self.truststore, &truststore(ca, roots)?, lasting)?;
         // Last: a bundle as it is to be tells that the truststore, which is never the same twice, was written for it.
         write(&self.bundle, bundle.as_bytes(), lasting)
@@ -67,8 +67,10 @@ fn readable(path: &Path) -> Option<fs::Metadata> {
 /// A PKCS #12 truststore, as Java 17 and later read it.
 fn truststore(ca: &Ca, roots: &[CertificateDer<'_>]) -> Result<Vec<u8>, CaError> {
     let mut store = KeyStore::new();
-    let own = pem::parse(ca.root_pem()).map_err(|_| CaError::Kept)?;
-    store.add_entry("sidebearer", KeyStoreEntry::Certificate(Certificate::from_der(own.contents())?));
+    for (number, own) in (1..).zip(&pem::parse_many(ca.roots_pem()).map_err(|_| CaError::Kept)?) {
+        let name = if number == 1 { "sidebearer".to_owned() } else { format!("sidebearer-{number}") };
+        store.add_entry(&name, KeyStoreEntry::Certificate(Certificate::from_der(own.contents())?));
+    }
     for (number, root) in roots.iter().enumerate() {
         // A root that this parser refuses is left out: Java would refuse it too.
         if let Ok(certificate) = Certificate::from_der(root) {
@@ -116,7 +118,7 @@ mod tests {
         let files = CaFiles::within(folder.path());
         let ca = Ca::generate(&["api.example.org".parse().unwrap()], SystemTime::now()).unwrap();
         let other = Ca::generate(&["api.example.org".parse().unwrap()], SystemTime::now()).unwrap();
-        let other = [CertificateDer::from(pem::parse(other.root_pem()).unwrap().into_contents())];
+        let other = [CertificateDer::from(pem::parse(other.roots_pem()).unwrap().into_contents())];
         files.write(&ca, &[], true).unwrap();
         let first = inodes(&files);
         files.write(&ca, &[], true).unwrap();
@@ -135,7 +137,7 @@ mod tests {
         for spoil in spoil {
             spoil();
             files.write(&ca, &other, true).unwrap();
-            assert_eq!(fs::read(&files.ca).unwrap(), ca.root_pem().as_bytes());
+            assert_eq!(fs::read(&files.ca).unwrap(), ca.roots_pem().as_bytes());
             let bundle = fs::metadata(&files.bundle).unwrap();
             assert_eq!(bundle.permissions().mode() & 0o777, 0o644);
             assert!(fs::metadata(&files.truststore).unwrap().modified().unwrap() <= bundle.modified().unwrap());

@@ -15,7 +15,7 @@ use crate::config::Settings;
 #[derive(clap::Args)]
 #[group(multiple = false)]
 pub(super) struct Options {
-    /// Print the root's certificate.
+    /// Print the root's certificate; where hosts were added later, those of several.
     #[arg(long)]
     pem: bool,
     /// Print the system's roots with ours.
@@ -54,12 +54,14 @@ pub(super) async fn ca(settings: &Settings, options: &Options) -> Result<u8, Cli
 
 async fn describe(settings: &Settings, files: &CaFiles) -> Result<u8, CliError> {
     let ca = app::last_ca(settings).await?;
-    let root = pem::parse(ca.root_pem()).map(pem::Pem::into_contents).unwrap_or_default();
-    let fingerprint: Vec<String> = Sha256::digest(&root).iter().map(|byte| format!("{byte:02X}")).collect();
     let ends = time::OffsetDateTime::from(ca.not_after()).date();
-    anstream::println!("root         SHA-256 {}", fingerprint.join(":"));
+    for root in pem::parse_many(ca.roots_pem()).unwrap_or_default() {
+        let fingerprint: Vec<String> =
+            Sha256::digest(root.contents()).iter().map(|byte| format!("{byte:02X}")).collect();
+        anstream::println!("root         SHA-256 {}", fingerprint.join(":"));
+    }
     anstream::println!("valid until  {ends}");
-    anstream::println!("speaks for   {}", ca.permitted().join(", "));
+    anstream::println!("speaks for   {}", ca.permitted().collect::<Vec<_>>().join(", "));
     anstream::println!("ca.pem       {}", files.ca.display());
     anstream::println!("bundle.pem   {}", files.bundle.display());
     anstream::println!("Java         {}", files.truststore.display());

@@ -60,8 +60,26 @@ async fn an_authority_that_ends_soon_is_made_anew_at_the_start_and_people_are_to
     world.clock.skew_wall(340 * DAY);
     world.restarts().await;
     assert_ne!(std::fs::read_to_string(&world.ca).unwrap(), first);
-    let told = "the local CA is made anew, the old one ends; running agents need the new `ca.pem`";
+    let told = "the local CA is made anew; running agents need the new `ca.pem`";
     assert_eq!(lines_with(told).len(), 1);
+}
+
+#[tokio::test]
+async fn a_host_that_is_new_leaves_running_agents_their_trust_in_the_others() {
+    let mut world = Setup::new().keeping_its_authority().start().await;
+    let (first, agents) = (std::fs::read_to_string(&world.ca).unwrap(), Arc::new(world.client_config()));
+    world.routes_also("new.test");
+    world.restarts().await;
+    let roots = std::fs::read_to_string(&world.ca).unwrap();
+    assert!(roots.starts_with(&first) && roots.len() > first.len());
+    let told = "new hosts have a root of their own in `ca.pem`; running agents need it for them";
+    assert_eq!(lines_with(told).len(), 1);
+    for (host, trusted) in [("api.test", true), ("new.test", false)] {
+        let tunnel = world.tunnel(&format!("{host}:443")).await;
+        assert_eq!(tunnel.tls_with(agents.clone(), host).await.is_ok(), trusted, "{host}");
+    }
+    world.restarts().await;
+    assert_eq!(std::fs::read_to_string(&world.ca).unwrap(), roots);
 }
 
 #[tokio::test]

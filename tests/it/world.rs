@@ -508,6 +508,13 @@ impl World {
     }
 
     /// A connection to the proxy's port.
+    /// Another host, routed as the first is, from the next start on.
+    pub fn routes_also(&mut self, host: &str) {
+        let mut route = self.settings.routes[0].clone();
+        route.host = host.parse().unwrap();
+        self.settings.routes.push(route);
+    }
+
     pub async fn connection(&self) -> Raw {
         self.connection_at(&self.places[0]).await
     }

@@ -1,8 +1,10 @@
 //! Adds the CA to an NSS database: browsers look for roots there, and at no variable.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Output};
+
+use tempfile::NamedTempFile;
 
 const NICKNAME: &str = "sidebearer";
 
@@ -16,6 +18,14 @@ pub enum NssError {
     #[error("cannot make {place}: {error}")]
     Folder {
         /// Where it was to be.
+        place: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The CA's own file cannot be handed over.
+    #[error("cannot hand the CA over to {place}: {error}")]
+    Roots {
+        /// Where the database is.
         place: String,
         /// Why not.
         error: io::Error,
@@ -35,7 +45,7 @@ impl NssError {
     pub fn hint(&self) -> &'static str {
         match self {
             NssError::Tool(_) => "install it: Debian and Ubuntu have it in `libnss3-tools`, Fedora in `nss-tools`",
-            NssError::Folder { .. } => "name a folder that can be written",
+            NssError::Folder { .. } | NssError::Roots { .. } => "name a folder that can be written",
             NssError::Refused { .. } => "name a folder with an NSS database that has no password, or one that is empty",
         }
     }
@@ -61,8 +71,32 @@ pub fn trust(folder: &Path, ca: &Path) -> Result<(), NssError> {
         must(certutil(&["-N", "--empty-password"])?)?;
     }
     // Fails where there is none, as it should the first time.
-    certutil(&["-D", "-n", NICKNAME])?;
-    must(certutil(&["-A", "-t", "C,,", "-n", NICKNAME, "-i", &ca.display().to_string()])?)
+    for number in 1.. {
+        if !certutil(&["-D", "-n", &nickname(number)])?.status.success() {
+            break;
+        }
+    }
+    for (number, root) in (1..).zip(roots(ca, folder).map_err(|error| NssError::Roots { place: place.clone(), error })?)
+    {
+        let root = root.path().display().to_string();
+        must(certutil(&["-A", "-t", "C,,", "-n", &nickname(number), "-i", &root])?)?;
+    }
+    Ok(())
+}
+
+fn nickname(number: usize) -> String {
+    if number == 1 { NICKNAME.to_owned() } else { format!("{NICKNAME}-{number}") }
+}
+
+/// Each root in a file of its own, for as long as it is held: of several in one, the tool reads the first.
+fn roots(ca: &Path, folder: &Path) -> io::Result<Vec<NamedTempFile>> {
+    let roots = pem::parse_many(std::fs::read(ca)?).map_err(io::Error::other)?;
+    let write = |root: &pem::Pem| {
+        let mut file = NamedTempFile::new_in(folder)?;
+        file.write_all(pem::encode(root).as_bytes())?;
+        Ok(file)
+    };
+    roots.iter().map(write).collect()
 }
 
 fn last_line(text: &[u8]) -> String {

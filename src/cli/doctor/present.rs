@@ -136,7 +136,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (ours, theirs) = (folder.path().join("ours.pem"), folder.path().join("theirs.pem"));
         let authority = crate::ca::Ca::generate(&[], std::time::SystemTime::now()).unwrap();
-        std::fs::write(&ours, authority.root_pem()).unwrap();
+        std::fs::write(&ours, authority.roots_pem()).unwrap();
         std::fs::write(&theirs, "no certificate").unwrap();
         let java = "-Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=3128 -Djavax.net.ssl.trustStore=/x";
         let present = set(&[
