@@ -30,8 +30,7 @@ use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Listener, Place};
 use crate::names::UserName;
-use crate::proxy::caller::Entrance;
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Front};
 use crate::routes::Routes;
 use crate::store::key::{KeyError, Keyring};
 use crate::store::{Store, StoreError};
@@ -73,8 +72,8 @@ pub struct App {
     pub events: Events,
     /// Where people and their browsers reach it, if they can.
     pub admin: Option<SocketAddr>,
-    listeners: Vec<(Listener, Entrance)>,
-    proxy: Proxy,
+    listeners: Vec<Listener>,
+    front: Front,
     tokens: Tokens,
     pages: Option<Pages>,
     notifier: notify::Notifier,
@@ -100,14 +99,14 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let _ = CryptoProvider::clone(&crypto::provider()).install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
     let mut listeners = Vec::new();
-    for (place, entrance) in &settings.listen {
-        listeners.push((bind("listen", place).await?, entrance.clone()));
+    for (place, _) in &settings.listen {
+        listeners.push(bind("listen", place).await?);
     }
     let admin = match settings.admin {
         Some(at) => Some(bind_admin(at).await?),
         None => None,
     };
-    let places: Vec<Place> = listeners.iter().map(|(listener, _)| listener.place().clone()).collect();
+    let places: Vec<Place> = listeners.iter().map(|listener| listener.place().clone()).collect();
 
     tokio::task::spawn_blocking(crypto::warm_up);
     let roots = load_roots(settings);
@@ -152,7 +151,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         Pages { listener, at, router: router(settings, at, parts) }
     });
     let notifier = notify::Notifier::new(&settings.providers, webhooks, &events, &drain);
-    let proxy = Proxy::new(proxy::Parts {
+    let front = Front::new(proxy::Parts {
         routes,
         unmatched: settings.unmatched,
         ca,
@@ -162,13 +161,14 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         events: events.clone(),
         drain: drain.clone(),
         agents: settings.agents.clone(),
+        entrances: settings.listen.iter().map(|(_, entrance)| entrance.clone()).collect(),
         user,
         links,
         replay_limit: settings.replay_limit,
         limits: settings.limits.clone(),
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
-    Ok(App { places, ca_files, events, admin, listeners, proxy, tokens, pages, notifier, drain, deadline, limits })
+    Ok(App { places, ca_files, events, admin, listeners, front, tokens, pages, notifier, drain, deadline, limits })
 }
 
 /// Begins to load the roots, which can be hundreds of files, beside what else is to be made ready.
@@ -264,11 +264,11 @@ impl App {
 
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { listeners, proxy, tokens, pages, notifier, drain, deadline, limits, .. } = self;
+        let App { listeners, front, tokens, pages, notifier, drain, deadline, limits, .. } = self;
         let mut serving = JoinSet::new();
-        for (listener, entrance) in listeners {
-            let proxy = proxy.clone();
-            serving.spawn(async move { proxy.serve(listener, entrance).await });
+        for (entrance, listener) in listeners.into_iter().enumerate() {
+            let front = front.clone();
+            serving.spawn(async move { front.serve(listener, entrance).await });
         }
         tokio::spawn(async move { tokens.follow_store().await });
         tokio::spawn(notifier.run());

@@ -15,6 +15,7 @@ pub mod measured;
 mod missing;
 mod pace;
 mod patience;
+mod places;
 mod pump;
 mod redact;
 mod reject;
@@ -31,6 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashSet;
 use futures_util::FutureExt;
@@ -42,7 +44,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::ca::Ca;
@@ -64,6 +66,7 @@ use forward::Forward;
 use missing::Missing;
 use pace::Paced;
 use patience::Patience;
+use places::Places;
 use reject::Reject;
 use rest::{Between, Resting};
 use stalls::Stalls;
@@ -80,10 +83,18 @@ const H2_SEND_BUFFER: usize = 64 << 10;
 /// Who does not answer 20 s later is gone.
 const H2_PING_EVERY: Duration = Duration::from_secs(60);
 
-/// The proxy. A clone is the same one.
+/// The agents' side for as long as the sidecar runs: what listeners and connections hold. A clone is the same one.
 #[derive(Clone)]
-pub struct Proxy {
+pub struct Front {
+    lasting: Arc<Lasting>,
+}
+
+/// The proxy as it is configured at one moment. A request sees one from its head to its end, whatever is configured
+/// meanwhile.
+#[derive(Clone)]
+struct Proxy {
     inner: Arc<Inner>,
+    lasting: Arc<Lasting>,
 }
 
 /// What a proxy works with.
@@ -106,6 +117,8 @@ pub struct Parts {
     pub drain: Drain,
     /// Who may send requests; any caller when there are none.
     pub agents: Vec<Arc<Agent>>,
+    /// Who comes in at each listener.
+    pub entrances: Vec<Entrance>,
     /// For whom callers act, where there are no agents.
     pub user: UserName,
     /// Where users are sent to connect, if they can.
@@ -119,6 +132,14 @@ pub struct Parts {
 struct Inner {
     parts: Parts,
     door: Door,
+    /// No other has it.
+    number: u64,
+}
+
+/// What stays when the configuration changes.
+struct Lasting {
+    current: ArcSwap<Inner>,
+    drain: Drain,
     missing: Missing,
     budget: Budget,
     stalls: Stalls,
@@ -127,9 +148,7 @@ struct Inner {
     /// Routed hosts whose tunnels failed, each told of once.
     failing: DashSet<Authority>,
     /// A place for each connection of an agent.
-    places: Arc<Semaphore>,
-    /// Whether it was told that there was none.
-    full: AtomicBool,
+    places: Places,
     /// Hosts whose text could not be searched for tokens, each told of once.
     coded: DashSet<Authority>,
 }
@@ -137,8 +156,8 @@ struct Inner {
 /// Where a request came in.
 #[derive(Clone)]
 enum Arrival {
-    /// At a listener, on a connection that can become a tunnel.
-    Proxy(Arc<Entrance>, Next),
+    /// At the listener of this number, on a connection that can become a tunnel.
+    Proxy(usize, Next),
     /// Inside a CONNECT that is answered here.
     Tunnel(Arc<Tunnel>),
 }
@@ -172,6 +191,10 @@ struct Tunnel {
     name: Arc<str>,
     /// Who opened it: nothing inside says who sends it, whatever it says.
     caller: Caller,
+    /// At which listener.
+    entrance: usize,
+    /// The number of the configuration that let it in.
+    admitted_by: u64,
 }
 
 /// What is to be done with a request.
@@ -188,32 +211,37 @@ struct Connect {
     request: Request<Incoming>,
     authority: Authority,
     caller: Caller,
+    entrance: usize,
     next: Next,
 }
 
-impl Proxy {
-    /// Puts the parts together.
+impl Front {
+    /// Puts the parts together. Must be called within a tokio runtime.
     pub fn new(parts: Parts) -> Self {
-        let places = Arc::new(Semaphore::new(parts.limits.max_connections));
-        let stalls = Stalls::start(parts.limits.write_timeout);
-        let inner = Inner {
-            door: Door::new(parts.agents.clone(), parts.user.clone()),
+        let lasting = Lasting {
+            drain: parts.drain.clone(),
             missing: Missing::default(),
-            parts,
             budget: Budget::default(),
-            stalls,
+            stalls: Stalls::start(parts.limits.write_timeout),
             pseudonym: headers::Pseudonym::random(),
             failing: DashSet::new(),
-            places,
-            full: AtomicBool::new(false),
+            places: Places::new(parts.limits.max_connections),
             coded: DashSet::new(),
+            current: ArcSwap::from_pointee(Inner::new(parts, 0)),
         };
-        Self { inner: Arc::new(inner) }
+        Self { lasting: Arc::new(lasting) }
     }
 
-    /// Takes connections until the stop begins.
-    pub async fn serve(&self, mut listener: Listener, entrance: Entrance) {
-        let entrance = Arc::new(entrance);
+    /// From now on requests find this configuration, on connections that are open as well; those under way keep theirs.
+    pub fn replace(&self, parts: Parts) {
+        self.lasting.stalls.limit(parts.limits.write_timeout);
+        self.lasting.places.allow(parts.limits.max_connections);
+        let number = self.lasting.current.load().number + 1;
+        self.lasting.current.store(Arc::new(Inner::new(parts, number)));
+    }
+
+    /// Takes connections until the stop begins; `entrance` is the listener's number.
+    pub async fn serve(&self, mut listener: Listener, entrance: usize) {
         let stop = self.drain().started();
         let mut stop = pin!(stop);
         loop {
@@ -221,11 +249,11 @@ impl Proxy {
                 () = &mut stop => return,
                 next = self.next(&mut listener) => next,
             };
-            let (proxy, next) = (self.clone(), Next::default());
-            let arrival = Arrival::Proxy(entrance.clone(), next.clone());
-            let agent = Paced::new(agent, self.limits().write_timeout, place);
+            let (front, next) = (self.clone(), Next::default());
+            let arrival = Arrival::Proxy(entrance, next.clone());
+            let agent = Paced::new(agent, self.current().limits().write_timeout, place);
             self.drain().spawn_until_forced(async move {
-                proxy.serve_h1(agent, arrival).await;
+                front.serve_h1(agent, arrival).await;
                 next.run().await;
             });
         }
@@ -234,16 +262,16 @@ impl Proxy {
     /// The next connection, once there is a place for it.
     async fn next(&self, listener: &mut Listener) -> (Connection, OwnedSemaphorePermit) {
         let connection = listener.accept().await;
-        let places = &self.inner.places;
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            return (connection, place);
-        }
-        if !self.inner.full.swap(true, Ordering::Relaxed) {
-            let (max_connections, hint) = (self.limits().max_connections, "`limits.max_connections` can be more");
-            tracing::warn!(max_connections, hint, "full: new connections wait until one ends; said once");
-        }
-        let place = places.clone().acquire_owned().await;
-        (connection, place.expect("the places are never closed"))
+        (connection, self.lasting.places.take().await)
+    }
+
+    /// The configuration of this moment.
+    fn current(&self) -> Proxy {
+        Proxy { inner: self.lasting.current.load_full(), lasting: self.lasting.clone() }
+    }
+
+    fn drain(&self) -> &Drain {
+        &self.lasting.drain
     }
 
     /// Reads HTTP/1 requests from a connection until it ends.
@@ -251,11 +279,12 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (proxy, answers, limits) = (self.clone(), half::Answers::default(), self.limits());
+        let (front, answers, current) = (self.clone(), half::Answers::default(), self.current());
+        let limits = current.limits();
         let io = wire::Strict::new(half::HeldEnd::new(io, answers.clone()), limits);
         // A head that has begun has a limit of its own, which it may use up.
         let (idle, drain, counted) = (limits.idle_timeout + limits.head_timeout, self.drain().clone(), answers.clone());
-        rest::serve(io, answers, idle, drain, move |io| proxy.read_h1(io, &arrival, &counted)).map(told)
+        rest::serve(io, answers, idle, drain, move |io| front.read_h1(io, &arrival, &counted)).map(told)
     }
 
     fn read_h1<IO>(
@@ -267,9 +296,10 @@ impl Proxy {
     where
         IO: AsyncRead + AsyncWrite + Between + Unpin + Send + 'static,
     {
-        let (proxy, arrival, answers, limits) = (self.clone(), arrival.clone(), answers.clone(), self.limits());
+        let (front, arrival, answers, current) = (self.clone(), arrival.clone(), answers.clone(), self.current());
+        let limits = current.limits();
         let service = service_fn(move |request| {
-            let (proxy, arrival, answer) = (proxy.clone(), arrival.clone(), answers.begin());
+            let (proxy, arrival, answer) = (front.current(), arrival.clone(), answers.begin());
             async move { proxy.handle(request, arrival).await.map(|response| response.map(|body| answer.with(body))) }
         });
         let mut http1 = http1::Builder::new();
@@ -287,13 +317,14 @@ impl Proxy {
     {
         let (patience, answers) = (Patience::default(), half::Answers::default());
         let asked = AtomicBool::new(false);
+        let (limit, max_head) = self.h2_limits();
         let service = service_fn(|mut request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
             if *request.method() == Method::CONNECT {
                 // A WebSocket goes on when its answer has ended.
                 request.extensions_mut().insert(Arc::new(answers.begin()));
             }
-            let (proxy, arrival) = (self.clone(), arrival.clone());
+            let (proxy, arrival) = (self.current(), arrival.clone());
             let (begun, answer) = (patience.begin(), answers.begin());
             async move {
                 let handled = proxy.handle(request, arrival).await;
@@ -307,13 +338,12 @@ impl Proxy {
             .max_concurrent_streams(H2_STREAMS)
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(self.limits().max_head as u32)
+            .max_header_list_size(max_head)
             .max_send_buf_size(H2_SEND_BUFFER)
             .keep_alive_interval(H2_PING_EVERY)
             .enable_connect_protocol()
             .serve_connection(TokioIo::new(io), service);
         let mut connection = Box::pin(connection);
-        let limit = self.limits().idle_timeout;
         // Not under an answer that lasts: python-h2 takes nothing more of it after GOAWAY.
         let quiet = answers.rest(limit);
         // hyper winds nothing down whose preface has not come.
@@ -329,6 +359,13 @@ impl Proxy {
             () = seldom(silent) => {}
             () = seldom(patience.lost()) => tracing::warn!("agent connection ended: it only begins requests and gives them up"),
         }
+    }
+
+    /// How long a connection may be quiet, and how large a head may be. By themselves: a configuration is not held for as
+    /// long as a connection lives.
+    fn h2_limits(&self) -> (Duration, u32) {
+        let current = self.current();
+        (current.limits().idle_timeout, current.limits().max_head as u32)
     }
 
     /// Serves a connection to its end; when the stop begins or it is quiet, only what is under way on it.
@@ -354,7 +391,15 @@ impl Proxy {
         wind_down(connection.as_mut());
         told(connection.await);
     }
+}
 
+impl Inner {
+    fn new(parts: Parts, number: u64) -> Self {
+        Self { door: Door::new(parts.agents.clone(), parts.user.clone()), parts, number }
+    }
+}
+
+impl Proxy {
     /// Answers one request, and says once what happened to it.
     // Not an `async fn`, which would hold the request twice for as long as it is answered.
     fn handle(
@@ -397,20 +442,20 @@ impl Proxy {
         if headers::fields(request.headers()) > self.limits().max_headers {
             return Err(Reject::TooManyFields);
         }
-        admit::check(&request, &self.inner.pseudonym)?;
+        admit::check(&request, &self.lasting.pseudonym)?;
         let (origin, caller) = match arrival {
             Arrival::Tunnel(tunnel) => {
                 record.caller(&tunnel.caller);
                 target::agrees(&request, &tunnel.origin.authority)?;
-                (tunnel.origin.clone(), tunnel.caller.clone())
+                (tunnel.origin.clone(), self.admit_again(&tunnel)?)
             }
             Arrival::Proxy(entrance, next) => {
                 let target = Target::of(&request)?;
-                let caller = self.inner.door.admit(&entrance, request.headers())?;
+                let caller = self.inner.door.admit(self.entrance(entrance), request.headers())?;
                 record.caller(&caller);
                 match target {
                     Target::Connect(authority) => {
-                        return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller, next })));
+                        return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller, entrance, next })));
                     }
                     Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller),
                 }
@@ -425,18 +470,42 @@ impl Proxy {
         forward::forward(self, request, &origin, &caller, record).map(Admitted::Forward)
     }
 
+    /// Whoever opened a tunnel may do in it what they may do now, and not what they might then.
+    fn admit_again(&self, tunnel: &Tunnel) -> Result<Caller, Reject> {
+        if tunnel.admitted_by == self.inner.number {
+            return Ok(tunnel.caller.clone());
+        }
+        if tunnel.origin.plaintext {
+            self.plain(tunnel.origin.authority.clone())?;
+        }
+        self.inner.door.admit_again(self.entrance(tunnel.entrance), &tunnel.caller)
+    }
+
+    /// Who comes in at the listener of this number.
+    fn entrance(&self, number: usize) -> &Entrance {
+        &self.parts().entrances[number]
+    }
+
     /// A routed host is answered here; any other is tunnelled or refused.
     async fn connect(&self, connect: Connect, record: &mut Record) -> Result<Response<ResponseBody>, Reject> {
-        let Connect { request, authority, caller, next } = connect;
+        let Connect { request, authority, caller, entrance, next } = connect;
         if self.parts().routes.claims(&authority) {
             // The requests inside are what is logged.
             record.quiet = true;
-            return Ok(intercept::open(self, request, authority, caller, &next));
+            let tunnel = self.tunnel(authority, caller, entrance);
+            return Ok(intercept::open(self, request, tunnel, &next));
         }
         match self.parts().unmatched {
             Unmatched::Deny => Err(Reject::Unmatched),
             Unmatched::Tunnel => Box::pin(tunnel::open(self, request, &authority, &next)).await,
         }
+    }
+
+    /// What is answered here in the place of a host.
+    fn tunnel(&self, authority: Authority, caller: Caller, entrance: usize) -> Tunnel {
+        let (plaintext, name) = (self.parts().routes.plaintext(&authority), authority.to_string().into());
+        let origin = Arc::new(Origin { authority, plaintext, http: Default::default() });
+        Tunnel { origin, name, caller, entrance, admitted_by: self.inner.number }
     }
 
     /// Where an absolute-form `http://` request goes: never in the clear to a host whose routes say TLS.
@@ -450,6 +519,10 @@ impl Proxy {
 
     fn parts(&self) -> &Parts {
         &self.inner.parts
+    }
+
+    fn front(&self) -> Front {
+        Front { lasting: self.lasting.clone() }
     }
 
     fn drain(&self) -> &Drain {
@@ -588,18 +661,18 @@ impl Drop for Record {
 mod tests {
     use super::*;
 
-    fn size<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+    fn size<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn what_a_connection_and_a_request_carry_along_stays_small() {
         // Of an idle connection its task is there all the time; a request's future is moved and wiped with each of them.
-        let tunnel = size(|proxy: &'static Proxy, agent: Paced<Connection>, to: &'static Authority, caller| {
-            intercept::serve(proxy, agent, to, caller)
+        let tunnel = size(|front: &'static Front, agent: Paced<Connection>, tunnel: &'static Arc<Tunnel>| {
+            intercept::serve(front, agent, tunnel)
         });
         assert!(tunnel <= 1024, "{tunnel} bytes");
-        let request = size(|proxy: Proxy, request, arrival, (): ()| proxy.handle(request, arrival));
+        let request = size(|proxy: Proxy, request, arrival| proxy.handle(request, arrival));
         assert!(request <= 4096, "{request} bytes");
     }
 }

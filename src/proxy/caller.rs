@@ -14,7 +14,7 @@ use crate::names::{ProviderName, UserName};
 use crate::secret::Secret;
 
 /// One entry of `agents:` in `proxy.yaml`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
     /// What logs call it.
     pub name: String,
@@ -46,7 +46,7 @@ impl Users {
 }
 
 /// Who comes in at a listener, where it is the listener that says so.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entrance {
     /// For whom its callers act, with no credentials.
     pub user: Option<UserName>,
@@ -60,6 +60,8 @@ pub(super) struct Caller {
     /// For whom.
     pub user: UserName,
     agent: Option<Arc<Agent>>,
+    /// Whether it has shown its agent's secret, and no listener has said who it is.
+    proven: bool,
 }
 
 impl Caller {
@@ -105,10 +107,10 @@ impl Door {
     /// 407 without credentials that are right, and 403 for a user that the agent may not act for.
     pub fn admit(&self, entrance: &Entrance, headers: &HeaderMap) -> Result<Caller, Reject> {
         if let Some(user) = &entrance.user {
-            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone() });
+            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
         }
         if self.agents.is_empty() {
-            return Ok(Caller { user: self.user.clone(), agent: None });
+            return Ok(Caller { user: self.user.clone(), agent: None, proven: false });
         }
         let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
         let Some(given) = fields.next() else { return Err(Reject::Unauthenticated { wrong: false }) };
@@ -121,10 +123,31 @@ impl Door {
             ("", Users::These(these)) if these.len() == 1 => these[0].clone(),
             (name, _) => name.parse().map_err(|_| Reject::Unauthenticated { wrong: true })?,
         };
+        Self::acting(agent, user)
+    }
+
+    /// Who sends the requests in a tunnel that another configuration has let in: whoever showed a secret then shows it
+    /// now, and is who they are now.
+    ///
+    /// # Errors
+    /// 403 where a new tunnel would not be let in.
+    pub fn admit_again(&self, entrance: &Entrance, caller: &Caller) -> Result<Caller, Reject> {
+        if let Some(user) = &entrance.user {
+            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
+        }
+        if self.agents.is_empty() {
+            return Ok(Caller { user: self.user.clone(), agent: None, proven: false });
+        }
+        let shown = caller.agent.as_ref().filter(|_| caller.proven);
+        let agent = shown.and_then(|agent| self.agent(&agent.secret)).ok_or(Reject::NoLongerAdmitted)?;
+        Self::acting(agent, caller.user.clone())
+    }
+
+    fn acting(agent: Arc<Agent>, user: UserName) -> Result<Caller, Reject> {
         if !agent.users.allow(&user) {
             return Err(Reject::UserNotAllowed { agent: agent.name.clone(), user });
         }
-        Ok(Caller { user, agent: Some(agent) })
+        Ok(Caller { user, agent: Some(agent), proven: true })
     }
 
     /// The agent whose secret this is. All are compared, each in a time that tells nothing; and nothing is held up: a
@@ -211,6 +234,37 @@ mod tests {
             let came = came.as_ref().map(|caller| (caller.agent(), caller.user.as_str())).map_err(|code| *code);
             assert_eq!(came, who, "{pair}");
         }
+    }
+
+    #[test]
+    fn whoever_was_let_in_before_may_do_what_they_may_now() {
+        // LST-009
+        let before = door();
+        let alice = come(&before, Some(&basic("alice:secret-of-researcher"))).unwrap();
+        let anyone = Door::new(Vec::new(), UserName::default());
+        let nobody = come(&anyone, None).unwrap();
+        let by_listener = |user: &str| Entrance { user: Some(user.parse().unwrap()), agent: None };
+        let only = |name: &str, secret: &str, user: &str| {
+            let (name, secret) = (name.to_owned(), Secret::new(secret));
+            let users = Users::These(vec![user.parse().unwrap()]);
+            Door::new(vec![Arc::new(Agent { name, secret, users, providers: None })], UserName::default())
+        };
+        let now = |door: &Door, entrance: &Entrance, caller: &Caller| {
+            let again = door.admit_again(entrance, caller).map_err(|reject| reject.code());
+            again.map(|caller| format!("{caller:?}"))
+        };
+        let shown = Entrance::default();
+        let renamed = only("renamed", "secret-of-researcher", "alice");
+        assert_eq!(now(&renamed, &shown, &alice).as_deref(), Ok(r#"Some("renamed") for alice"#));
+        assert_eq!(now(&only("researcher", "another", "alice"), &shown, &alice), Err("no_longer_admitted"));
+        assert_eq!(now(&only("researcher", "secret-of-researcher", "bob"), &shown, &alice), Err("user_not_allowed"));
+        assert_eq!(now(&anyone, &shown, &alice).as_deref(), Ok("None for default"));
+        assert_eq!(now(&before, &shown, &nobody), Err("no_longer_admitted"));
+        assert_eq!(now(&before, &by_listener("carol"), &alice).as_deref(), Ok("None for carol"));
+        // It has shown no secret: the listener said who it is, and does so no more.
+        let entrance = Entrance { user: Some("alice".parse().unwrap()), agent: alice.agent.clone() };
+        let told = before.admit(&entrance, &HeaderMap::new()).unwrap();
+        assert_eq!(now(&before, &shown, &told), Err("no_longer_admitted"));
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl Authenticated<'_> {
         match tokens.bearer_within(&self.key, wait).await {
             Err(error) if error.is_for_the_user() => Err(Reject::Missing { error, connect_url, by_consent }),
             waited => {
-                self.proxy.inner.missing.settled(&self.key);
+                self.proxy.lasting.missing.settled(&self.key);
                 waited.map_err(Reject::Token)
             }
         }
@@ -187,7 +187,7 @@ impl Authenticated<'_> {
         let Some(redactor) = self.redactor.take() else { return answer };
         let authority = &self.outgoing.origin.authority;
         // It passes: the request was carried out, and an agent that is refused the answer would make it again.
-        if redact::is_coded_text(&answer.response) && is_first(&self.proxy.inner.coded, authority) {
+        if redact::is_coded_text(&answer.response) && is_first(&self.proxy.lasting.coded, authority) {
             tracing::warn!(%authority, "a compressed answer was not searched for the token");
         }
         Answer { response: redactor.redact(answer.response), ..answer }
@@ -310,11 +310,11 @@ impl<'a> Outgoing<'a> {
         let upgrade = protocol.zip(agent);
         let upgrade = upgrade.map(|(protocol, agent)| Upgrade { protocol, agent, extended, under_way });
         let (mut head, body) = request.into_parts();
-        headers::clean_request(&mut head.headers, &proxy.inner.pseudonym);
+        headers::clean_request(&mut head.headers, &proxy.lasting.pseudonym);
         let path = head.uri.path_and_query().cloned();
         head.uri = path.map(http::Uri::from).unwrap_or_default();
         let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
-        let body = Replay::new(body, limits, proxy.inner.budget.clone());
+        let body = Replay::new(body, limits, proxy.lasting.budget.clone());
         Self { proxy, origin, head, body, upgrade }
     }
 
@@ -343,7 +343,7 @@ impl<'a> Outgoing<'a> {
     }
 
     fn on_its_way(&self, response: Pooled) -> Response<ResponseBody> {
-        let stalls = &self.proxy.inner.stalls;
+        let stalls = &self.proxy.lasting.stalls;
         // Of HTTP/1 it is the connection that is looked after.
         let h2 = self.head.version == Version::HTTP_2;
         response.map(|body| ResponseBody::from(if h2 { stalls.watch(body) } else { Reading::Unwatched(body) }))
@@ -418,7 +418,7 @@ impl Answer {
 
     fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {
         let mut response = self.response;
-        headers::clean_response(response.headers_mut(), &proxy.inner.pseudonym);
+        headers::clean_response(response.headers_mut(), &proxy.lasting.pseudonym);
         if let Some(url) = self.step_up {
             response.headers_mut().insert(headers::CONNECT_URL, url);
         }

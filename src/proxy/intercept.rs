@@ -11,39 +11,31 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
 use super::body::ResponseBody;
-use super::caller::Caller;
-use super::{Arrival, Next, Proxy, Tunnel, bare, is_first};
+use super::{Arrival, Front, Next, Proxy, Tunnel, bare, is_first};
 use crate::events::TunnelStep;
 use crate::host::{Authority, Host, HostName};
-use crate::upstream::Origin;
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
-pub(super) fn open(
-    proxy: &Proxy,
-    request: Request<Incoming>,
-    to: Authority,
-    caller: Caller,
-    next: &Next,
-) -> Response<ResponseBody> {
-    let served = proxy.clone();
-    proxy.parts().events.tunnel(&to, TunnelStep::Open);
+pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, tunnel: Tunnel, next: &Next) -> Response<ResponseBody> {
+    let (front, tunnel, events) = (proxy.front(), Arc::new(tunnel), proxy.parts().events.clone());
+    events.tunnel(&tunnel.origin.authority, TunnelStep::Open);
     next.set(async move {
         let Some(agent) = bare::connection(request).await else { return };
-        if let Err(error) = serve(&served, agent, &to, caller).await {
-            served.parts().events.tunnel(&to, TunnelStep::Failed { error: error.to_string() });
-            tell(&served, &to, &error);
+        if let Err(error) = serve(&front, agent, &tunnel).await {
+            events.tunnel(&tunnel.origin.authority, TunnelStep::Failed { error: error.to_string() });
+            tell(&front, &tunnel.origin.authority, &error);
         }
     });
     Response::new(ResponseBody::whole(Bytes::new()))
 }
 
 /// Once for each host: an agent that does not trust the CA tries again and again.
-fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
+fn tell(front: &Front, to: &Authority, error: &io::Error) {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         // Opened for later use, and closed unused.
         return;
     }
-    if is_first(&proxy.inner.failing, to) {
+    if is_first(&front.lasting.failing, to) {
         let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
         tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed; said once for this host");
     } else {
@@ -51,33 +43,31 @@ fn tell(proxy: &Proxy, to: &Authority, error: &io::Error) {
     }
 }
 
-pub(super) async fn serve<IO>(proxy: &Proxy, agent: IO, to: &Authority, caller: Caller) -> io::Result<()>
+pub(super) async fn serve<IO>(front: &Front, agent: IO, tunnel: &Arc<Tunnel>) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let plaintext = proxy.parts().routes.plaintext(to);
-    let origin = Arc::new(Origin { authority: to.clone(), plaintext, http: Default::default() });
-    let arrival = Arrival::Tunnel(Arc::new(Tunnel { origin, name: to.to_string().into(), caller }));
-    let name = match &to.host {
-        Host::Name(name) if !plaintext => name,
+    let (origin, arrival) = (&tunnel.origin, Arrival::Tunnel(tunnel.clone()));
+    let name = match &origin.authority.host {
+        Host::Name(name) if !origin.plaintext => name,
         // Node's fetch sends `http://` URLs this way.
         _ => {
-            Box::pin(proxy.serve_h1(agent, arrival)).await;
+            Box::pin(front.serve_h1(agent, arrival)).await;
             return Ok(());
         }
     };
     // Boxed, and the connection out of sight: what only one of the two needs is not kept through the other.
     let serving: BoxFuture<'_, ()> = {
-        let agent = Box::pin(handshake(proxy, name, agent)).await?;
+        let agent = Box::pin(handshake(front.current(), name, agent)).await?;
         let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
-        proxy.parts().events.tunnel(to, TunnelStep::Tls { h2 });
-        if h2 { Box::pin(proxy.serve_h2(agent, arrival)) } else { Box::pin(proxy.serve_h1(agent, arrival)) }
+        front.current().parts().events.tunnel(&origin.authority, TunnelStep::Tls { h2 });
+        if h2 { Box::pin(front.serve_h2(agent, arrival)) } else { Box::pin(front.serve_h1(agent, arrival)) }
     };
     serving.await;
     Ok(())
 }
 
-async fn handshake<IO>(proxy: &Proxy, name: &HostName, agent: IO) -> io::Result<TlsStream<IO>>
+async fn handshake<IO>(proxy: Proxy, name: &HostName, agent: IO) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {

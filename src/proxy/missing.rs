@@ -82,7 +82,7 @@ pub(super) fn tell(proxy: &Proxy, key: &Key) -> Option<String> {
     }
     let url = links.for_user(&key.provider, user, &[], parts.clock.now().wall)?.to_string();
     let wait = provider.on_missing.wait;
-    if proxy.inner.missing.is_news(&key.provider, user, wait.max(QUIET)) {
+    if proxy.lasting.missing.is_news(&key.provider, user, wait.max(QUIET)) {
         parts.events.missing(events::Missing {
             provider: key.provider.clone(),
             title: provider.title.clone(),

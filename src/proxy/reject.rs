@@ -59,6 +59,8 @@ pub(super) enum Reject {
     Plaintext,
     #[error("the proxy wants to know who you are{}", if *.wrong { ", and these credentials are not right" } else { "" })]
     Unauthenticated { wrong: bool },
+    #[error("the configuration has changed, and whoever opened this tunnel would not be let in now")]
+    NoLongerAdmitted,
     #[error("the agent `{agent}` may not act for `{user}`")]
     UserNotAllowed { agent: String, user: UserName },
     #[error("the agent `{agent}` may not use the tokens of `{provider}`")]
@@ -97,6 +99,7 @@ impl Reject {
             Reject::Unmatched => "unmatched",
             Reject::Plaintext => "plaintext_refused",
             Reject::Unauthenticated { .. } => "proxy_authentication_required",
+            Reject::NoLongerAdmitted => "no_longer_admitted",
             Reject::UserNotAllowed { .. } => "user_not_allowed",
             Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
             Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
@@ -127,7 +130,8 @@ impl Reject {
             Reject::Loop | Reject::Upstream(UpstreamError::Loop | UpstreamError::Proxy(UpstreamProxyError::Own)) => {
                 StatusCode::LOOP_DETECTED
             }
-            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext => StatusCode::FORBIDDEN,
+            // Not 407: inside a tunnel it would be the API's, and clients give up.
+            Reject::Denied(_) | Reject::Unmatched | Reject::Plaintext | Reject::NoLongerAdmitted => StatusCode::FORBIDDEN,
             Reject::Unauthenticated { .. } => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } | Reject::Missing { .. } => {
                 StatusCode::FORBIDDEN
@@ -175,6 +179,9 @@ impl Reject {
             Reject::Plaintext => "call it with `https://`, or set `plaintext: true` on its route".into(),
             Reject::Unauthenticated { .. } => {
                 "set HTTPS_PROXY to `http://USER:SECRET@...`, with the user to act for and the agent's secret".into()
+            }
+            Reject::NoLongerAdmitted => {
+                "connect anew, with credentials that are in `agents` of `proxy.yaml` now".into()
             }
             Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } => {
                 "if it should be allowed, the operator adds it under `agents` in `proxy.yaml`".into()
@@ -234,11 +241,16 @@ impl Reject {
         if matches!(self, Reject::Trace) {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
-        let not_for_us = matches!(self, Reject::NotForAProxy | Reject::NeedsConnect);
-        if not_for_us || matches!(self, Reject::Framing | Reject::Misdirected | Reject::TwoHosts | Reject::NoHost) {
+        if self.ends_the_connection() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// Whether nothing good can follow on the same connection.
+    fn ends_the_connection(&self) -> bool {
+        let not_for_us = matches!(self, Reject::NotForAProxy | Reject::NeedsConnect | Reject::NoLongerAdmitted);
+        not_for_us || matches!(self, Reject::Framing | Reject::Misdirected | Reject::TwoHosts | Reject::NoHost)
     }
 
     /// A Trailers-Only answer: a gRPC client reads neither the HTTP status nor JSON.
@@ -252,6 +264,7 @@ impl Reject {
             Reject::Denied(_)
             | Reject::Unmatched
             | Reject::Plaintext
+            | Reject::NoLongerAdmitted
             | Reject::UserNotAllowed { .. }
             | Reject::ProviderNotAllowed { .. } => 7,
             _ => 3,
@@ -276,6 +289,7 @@ impl Reject {
             | Reject::Plaintext
             | Reject::Trace
             | Reject::Unauthenticated { .. }
+            | Reject::NoLongerAdmitted
             | Reject::UserNotAllowed { .. }
             | Reject::ProviderNotAllowed { .. }
             | Reject::Missing { .. } => "http_request_denied",

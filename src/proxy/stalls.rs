@@ -18,29 +18,42 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// All answers that are on their way. A clone is the same ones.
 #[derive(Clone)]
 pub(super) struct Stalls<B = UpstreamBody> {
-    watched: Arc<Mutex<Vec<Weak<Watched<B>>>>>,
+    inner: Arc<Inner<B>>,
+}
+
+struct Inner<B> {
+    watched: Mutex<Vec<Weak<Watched<B>>>>,
+    limit: Mutex<Duration>,
 }
 
 impl<B: Send + 'static> Stalls<B> {
     /// Looks after the answers for as long as there is anyone to watch them for.
     pub(super) fn start(limit: Duration) -> Self {
-        let stalls = Self { watched: Arc::default() };
-        let watched = Arc::downgrade(&stalls.watched);
+        let stalls = Self { inner: Arc::new(Inner { watched: Mutex::default(), limit: Mutex::new(limit) }) };
+        let inner = Arc::downgrade(&stalls.inner);
         tokio::spawn(async move {
+            let mut pause = LOOK_EVERY.min(limit);
             loop {
-                tokio::time::sleep(LOOK_EVERY.min(limit)).await;
-                let Some(watched) = watched.upgrade() else { return };
-                let now = Instant::now();
-                lock(&watched).retain(|answer| answer.upgrade().is_some_and(|answer| !answer.is_given_up(now, limit)));
+                tokio::time::sleep(pause).await;
+                let Some(inner) = inner.upgrade() else { return };
+                let (now, limit) = (Instant::now(), *lock(&inner.limit));
+                pause = LOOK_EVERY.min(limit);
+                lock(&inner.watched)
+                    .retain(|answer| answer.upgrade().is_some_and(|answer| !answer.is_given_up(now, limit)));
             }
         });
         stalls
     }
 
+    /// How long an agent may leave what is there unread, from now on.
+    pub(super) fn limit(&self, limit: Duration) {
+        *lock(&self.inner.limit) = limit;
+    }
+
     /// An answer that is given up when the agent does not read it.
     pub(super) fn watch(&self, body: B) -> Reading<B> {
         let watched = Arc::new(Watched(Mutex::new(State { body: Some(body), taken: None })));
-        lock(&self.watched).push(Arc::downgrade(&watched));
+        lock(&self.inner.watched).push(Arc::downgrade(&watched));
         Reading::Watched(WatchedBody(watched))
     }
 }
