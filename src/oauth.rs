@@ -18,7 +18,7 @@ use crate::names::ProviderName;
 use crate::secret::Secret;
 
 /// An authorization server as one client sees it: one entry of `providers:` in `proxy.yaml`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provider {
     /// Its name in `proxy.yaml`.
     pub name: ProviderName,

@@ -15,11 +15,12 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -38,21 +39,24 @@ use crate::oauth::{Grant, Provider, Target};
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::upstream::{CallError, Calls, Reply};
-use known::{Known, Turns};
+use known::{Known, Providers};
 use slot::{Slot, State};
 
 pub use grants::{Authorizer, GrantError, Granted, Proof};
 pub use health::Trouble;
 pub use known::Revocation;
 
-/// All tokens. A clone shares them.
+/// All tokens, with the providers of one configuration. A clone shares both.
 #[derive(Clone)]
 pub struct Tokens {
     inner: Arc<Inner>,
+    /// Requests that came under this configuration end under it.
+    providers: Arc<Providers>,
 }
 
 struct Inner {
-    providers: HashMap<ProviderName, Arc<Known>>,
+    /// Those of the configuration of this moment, at which tokens are renewed.
+    current: ArcSwap<Providers>,
     slots: DashMap<Key, Arc<Slot>>,
     /// Those that may be of no use soon: a million good tokens are not looked at for the sake of these.
     waning: Mutex<HashSet<Key>>,
@@ -241,17 +245,10 @@ type Flight = Shared<oneshot::Receiver<Result<Bearer, TokenError>>>;
 impl Tokens {
     /// Tokens for these providers, none of them fetched yet. Must be called within a tokio runtime.
     pub fn new(providers: &[Arc<Provider>], parts: Parts) -> Self {
-        let mut turns: HashMap<Option<Url>, Arc<Turns>> = HashMap::new();
-        let known = |provider: &Arc<Provider>| {
-            // Two clients of one server share its turns.
-            let server = provider.endpoints.token.clone().or_else(|| Some(provider.endpoints.issuer.clone()?.url));
-            let known = Known::new(provider.clone(), turns.entry(server).or_default().clone());
-            (provider.name.clone(), Arc::new(known))
-        };
-        let providers = providers.iter().map(known).collect();
+        let providers = Arc::new(known::providers(providers, &Providers::new()));
         let Parts { store, servers, clock, events, drain } = parts;
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
-            providers,
+            current: ArcSwap::new(providers.clone()),
             slots: DashMap::new(),
             waning: Mutex::default(),
             store,
@@ -261,12 +258,36 @@ impl Tokens {
             schedule: schedule::start(inner.clone(), &drain),
             drain,
         });
-        Self { inner }
+        Self { inner, providers }
+    }
+
+    /// The same tokens with these providers, at which they are renewed from now on; what was made before goes on with the
+    /// providers that it knows. A provider that is the same goes on as it was, its rests too; one that is another in
+    /// anything is asked again at once, whatever it refused before (SEMANTICS C15).
+    pub fn reconfigured(&self, providers: &[Arc<Provider>]) -> Self {
+        let before = self.inner.current.load_full();
+        let providers = Arc::new(known::providers(providers, &before));
+        self.inner.current.store(providers.clone());
+        // After that: what fails from now on, failed as it is configured now.
+        for slot in &self.inner.slots {
+            let of = |providers: &Providers| providers.get(&slot.key.provider).map(Arc::as_ptr);
+            if of(&providers) != of(&before) {
+                slot.reconsider();
+            }
+        }
+        Self { inner: self.inner.clone(), providers }
+    }
+
+    /// Says that there is another way to the providers: what failed on the old one is tried again at once.
+    pub fn way_changed(&self) {
+        for slot in &self.inner.slots {
+            slot.try_again();
+        }
     }
 
     /// The token that a user's request to a provider needs; none when no such provider is configured.
     pub fn key(&self, provider: &ProviderName, user: &UserName) -> Option<Key> {
-        let known = self.inner.providers.get(provider)?;
+        let known = self.providers.get(provider)?;
         let subject = match known.provider.grant {
             Grant::ClientCredentials => Subject::Client,
             Grant::RefreshToken | Grant::AuthorizationCode => Subject::User(user.clone()),
@@ -276,7 +297,7 @@ impl Tokens {
 
     /// The provider behind a key.
     pub fn provider(&self, key: &Key) -> Option<&Arc<Provider>> {
-        self.inner.providers.get(&key.provider).map(|known| &known.provider)
+        self.providers.get(&key.provider).map(|known| &known.provider)
     }
 
     /// A token that has not expired: from memory, else from the store, else from the provider.
@@ -291,14 +312,14 @@ impl Tokens {
             if let Some(bearer) = state.usable(now) {
                 if state.due(now) {
                     // Nobody waits for it: the token at hand is good.
-                    drop(Inner::fly(&self.inner, &slot, &mut state, Cause::Ahead));
+                    Inner::fly_ahead(&self.inner, &slot, &mut state);
                 }
                 return Ok(bearer);
             }
             if let Some(error) = state.resting(now) {
                 return Err(error);
             }
-            Inner::fly(&self.inner, &slot, &mut state, Cause::Needed)
+            self.fly(&slot, &mut state, Cause::Needed)
         };
         land(&key.provider, flight).await
     }
@@ -341,7 +362,7 @@ impl Tokens {
             return Err(NoRenewal::CoolDown);
         }
 
-        let flight = Inner::fly(&self.inner, &slot, &mut slot.lock(), Cause::Rejected);
+        let flight = self.fly(&slot, &mut slot.lock(), Cause::Rejected);
         land(&key.provider, flight).await.map_err(NoRenewal::Failed)
     }
 
@@ -363,7 +384,13 @@ impl Tokens {
         }
         state.forced(now);
         self.inner.tell(key, TokenChange::Rejected { generation: rejected.generation });
-        Ok(Err(Inner::fly(&self.inner, &slot, &mut state, Cause::Rejected)))
+        Ok(Err(self.fly(&slot, &mut state, Cause::Rejected)))
+    }
+
+    /// Joins the renewal under way, or starts one: at the provider as it is configured now, else as the request knows it.
+    fn fly(&self, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
+        let known = self.inner.renewing(&slot.key).or_else(|| self.providers.get(&slot.key.provider).cloned());
+        Inner::fly(&self.inner, slot, state, cause, known)
     }
 }
 
@@ -381,7 +408,7 @@ impl Inner {
 
     /// The slot of a user or of the client, if there is one.
     fn slot_of(&self, provider: &ProviderName, subject: &Subject) -> Option<Arc<Slot>> {
-        let target = self.providers.get(provider)?.target.clone();
+        let target = self.current.load().get(provider)?.target.clone();
         let key = Key { provider: provider.clone(), subject: subject.clone(), target };
         self.slots.get(&key).map(|slot| slot.clone())
     }
@@ -412,8 +439,25 @@ impl Inner {
         self.waning.lock().unwrap_or_else(PoisonError::into_inner).extend(still);
     }
 
+    /// The provider as it is configured now, for as long as it gives tokens of this key: a configuration may have other
+    /// scopes for it, or none of it.
+    fn renewing(&self, key: &Key) -> Option<Arc<Known>> {
+        let current = self.current.load();
+        let gives = |known: &&Arc<Known>| {
+            known.target == key.target && known.provider.grant.is_for_users() == (key.subject != Subject::Client)
+        };
+        current.get(&key.provider).filter(gives).cloned()
+    }
+
+    /// Renews a token that nobody waits for; none that no configured provider gives any more.
+    fn fly_ahead(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State) {
+        if let Some(known) = inner.renewing(&slot.key) {
+            drop(Inner::fly(inner, slot, state, Cause::Ahead, Some(known)));
+        }
+    }
+
     /// Joins the renewal under way, or starts one.
-    fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause) -> Flight {
+    fn fly(inner: &Arc<Inner>, slot: &Arc<Slot>, state: &mut State, cause: Cause, known: Option<Arc<Known>>) -> Flight {
         if let Some(flight) = slot.join(state) {
             return flight;
         }
@@ -426,14 +470,14 @@ impl Inner {
         inner.clone().drain.spawn(async move {
             let outcome = loop {
                 // A panic must not leave a flight that never lands: nobody could start another.
-                let outcome = AssertUnwindSafe(refresh::run(&inner, &slot, cause)).catch_unwind().await;
+                let outcome = AssertUnwindSafe(refresh::run(&inner, &slot, cause, known.as_ref())).catch_unwind().await;
                 // When the grant that it began with has gone, there may be another by now.
                 if !std::mem::take(&mut slot.lock().void) {
                     break outcome.unwrap_or_else(|_| Err(broken_off(&slot.key.provider)));
                 }
             };
             // The only error is that nobody waits.
-            let _ = landed.send(inner.settle(&slot, cause, outcome));
+            let _ = landed.send(inner.settle(&slot, cause, known.as_ref(), outcome));
         });
         flight
     }
@@ -443,6 +487,7 @@ impl Inner {
         &self,
         slot: &Arc<Slot>,
         cause: Cause,
+        asked: Option<&Arc<Known>>,
         outcome: Result<slot::Token, TokenError>,
     ) -> Result<Bearer, TokenError> {
         let now = self.clock.now();
@@ -450,6 +495,10 @@ impl Inner {
         let repeated = outcome.as_ref().is_err_and(|error| state.is_known(error));
         let not_connected = TokenError::not_connected(&slot.key);
         let settled = state.settle(now, cause, outcome, not_connected);
+        if self.renewing(&slot.key).as_ref().map(Arc::as_ptr) != asked.map(Arc::as_ptr) {
+            // It failed as it was configured before; that says nothing of what is configured now.
+            state.reconsider();
+        }
         let (next, serving_old) = (state.next_renewal(now), state.has_usable(now));
         drop(state);
         if let Some(at) = next {

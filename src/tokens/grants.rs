@@ -8,7 +8,7 @@ use url::Url;
 
 use super::known::{Asked, Known, NoEndpoint, Refusal, Revocation};
 use super::slot::{Slot, Token};
-use super::{Bearer, Cause, Inner, Key, TokenError, Tokens};
+use super::{Bearer, Inner, Key, TokenError, Tokens};
 use crate::events::TokenChange;
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::grant::{Ask, TokenRequest};
@@ -294,7 +294,7 @@ impl Tokens {
         // A renewal that was under way may have found it meanwhile; one more would redeem it for nothing.
         if state.generation().is_some_and(|held| held < stored) {
             // The token at hand serves until the new one is there.
-            drop(Inner::fly(&self.inner, slot, &mut state, Cause::Ahead));
+            Inner::fly_ahead(&self.inner, slot, &mut state);
         }
     }
 
@@ -306,7 +306,7 @@ impl Tokens {
     }
 
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {
-        let known = self.inner.providers.get(provider).cloned();
+        let known = self.providers.get(provider).cloned();
         known.ok_or_else(|| format!("no provider is named `{provider}`"))
     }
 }
@@ -426,7 +426,7 @@ impl Inner {
             (None, Some(token)) => Some((token, false)),
             (None, None) => None,
         };
-        let revocation = match (self.providers.get(provider), token) {
+        let revocation = match (self.current.load().get(provider).cloned(), token) {
             (Some(known), Some((token, renews))) => known.revoke(&*self.servers, token, renews).await,
             (None, _) => Revocation::Failed("it is no longer configured".into()),
             (_, None) => Revocation::Failed("what is stored of it does not open".into()),

@@ -1,5 +1,6 @@
 //! A provider as tokens know it: where it is, and how it is asked for a token.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use url::Url;
 use super::Servers;
 use super::slot::{LONGEST_LIFETIME, Token};
 use crate::clock::{Clock, Now};
+use crate::names::ProviderName;
 use crate::oauth::grant::{self, Ask};
 use crate::oauth::metadata::{self, Metadata};
 use crate::oauth::wire::{self, Answer, Failure};
@@ -21,6 +23,30 @@ use crate::upstream::CallError;
 const CALLS_AT_ONCE: usize = 4;
 /// Of those, for renewals that nobody waits for.
 const AHEAD_AT_ONCE: usize = 3;
+
+/// The providers of one configuration.
+pub(super) type Providers = HashMap<ProviderName, Arc<Known>>;
+
+/// Those of a configuration that comes after another: one that has not changed stays what it was.
+pub(super) fn providers(all: &[Arc<Provider>], before: &Providers) -> Providers {
+    // Two clients of one server share its turns, one that was configured before too.
+    let mut turns: HashMap<Option<Url>, Arc<Turns>> =
+        before.values().map(|known| (server(&known.provider), known.turns.clone())).collect();
+    let known = |provider: &Arc<Provider>| {
+        let same = before.get(&provider.name).filter(|known| known.provider == *provider).cloned();
+        let known = same.unwrap_or_else(|| {
+            let turns = turns.entry(server(provider)).or_default().clone();
+            Arc::new(Known::new(provider.clone(), turns))
+        });
+        (provider.name.clone(), known)
+    };
+    all.iter().map(known).collect()
+}
+
+/// Where a provider's tokens come from.
+fn server(provider: &Provider) -> Option<Url> {
+    provider.endpoints.token.clone().or_else(|| Some(provider.endpoints.issuer.clone()?.url))
+}
 
 /// A provider, and what is shared by all its tokens.
 pub(super) struct Known {

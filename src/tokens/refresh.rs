@@ -35,8 +35,13 @@ const SAVE_AGAIN: Duration = Duration::from_secs(1);
 const SAVE_AGAIN_MOST: Duration = Duration::from_secs(10);
 
 /// Brings a token for a slot: adopts a newer one from the store, or asks the provider.
-pub(super) async fn run(inner: &Arc<Inner>, slot: &Arc<Slot>, cause: Cause) -> Result<Token, TokenError> {
-    let known = inner.providers.get(&slot.key.provider).cloned().ok_or_else(|| TokenError::FixConfiguration {
+pub(super) async fn run(
+    inner: &Arc<Inner>,
+    slot: &Arc<Slot>,
+    cause: Cause,
+    known: Option<&Arc<Known>>,
+) -> Result<Token, TokenError> {
+    let known = known.cloned().ok_or_else(|| TokenError::FixConfiguration {
         provider: slot.key.provider.clone(),
         error: "it is no longer configured".into(),
     })?;
@@ -559,7 +564,8 @@ async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
         slot.forget();
     }
     // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
-    if let (Put::Gone, Some(known), Some(token)) = (put, inner.providers.get(provider), &row.refresh_token) {
+    let known = inner.current.load().get(provider).cloned();
+    if let (Put::Gone, Some(known), Some(token)) = (put, known, &row.refresh_token) {
         known.revoke(&*inner.servers, token, true).await;
     }
     Ok(())

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
+use super::Inner;
 use super::slot::Slot;
-use super::{Cause, Inner};
 use crate::drain::Drain;
 
 /// Takes the moments at which to look at a token again.
@@ -80,7 +80,7 @@ impl Plans {
 fn renew_ahead(tokens: &Arc<Inner>, slot: &Arc<Slot>) {
     let mut state = slot.lock();
     if state.due_and_used(tokens.clock.now()) {
-        drop(Inner::fly(tokens, slot, &mut state, Cause::Ahead));
+        Inner::fly_ahead(tokens, slot, &mut state);
     }
     drop(state);
     // If nothing comes of it, or nobody has used it, that was the last plan.

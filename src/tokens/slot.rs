@@ -166,6 +166,20 @@ impl Slot {
         self.changed.notify_waiters();
     }
 
+    /// Its provider is configured anew: whatever failed before is tried again.
+    pub(super) fn reconsider(&self) {
+        self.lock().reconsider();
+        self.changed.notify_waiters();
+    }
+
+    /// There is another way to its provider: what failed for a while is tried again.
+    pub(super) fn try_again(&self) {
+        let mut state = self.lock();
+        if state.rest.as_ref().is_some_and(|rest| matches!(rest.error, TokenError::Unavailable { .. })) {
+            (state.rest, state.attempts) = (None, 0);
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -276,6 +290,11 @@ impl State {
     /// Whether the planned renewal is worth a call: only for a token that was used since the last one.
     pub(super) fn due_and_used(&self, now: Now) -> bool {
         self.used && self.due(now)
+    }
+
+    /// Forgets what failed, and how often a 401 has forced a renewal. A grant that is refused for good stays refused.
+    pub(super) fn reconsider(&mut self) {
+        (self.rest, self.attempts, self.force) = (None, 0, Force::default());
     }
 
     /// Whether the last try failed with the very same error.

@@ -8,6 +8,7 @@ mod leases;
 mod model;
 mod outage;
 mod rejected;
+mod reload;
 mod rotation;
 mod server;
 mod world;

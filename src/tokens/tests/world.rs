@@ -82,6 +82,14 @@ impl World {
         self.tokens = tokens(&self.providers, &self.store, &self.server, &self.clock, &self.events, &self.drain);
     }
 
+    /// The configuration changes: `change` says how, provider by provider.
+    pub fn reconfigure(&mut self, change: impl Fn(&mut Provider)) {
+        for provider in &mut self.providers {
+            change(Arc::make_mut(provider));
+        }
+        self.tokens = self.tokens.reconfigured(&self.providers);
+    }
+
     pub fn key(&self, user: &str) -> Key {
         let user: UserName = user.parse().unwrap();
         self.tokens.key(&self.providers[0].name, &user).unwrap()
