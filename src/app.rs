@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
+use crate::audit::{self, Audit};
 use crate::ca::files::CaFiles;
 use crate::ca::{self, Ca, CaError};
 use crate::clock::Clock;
@@ -78,6 +79,7 @@ pub struct App {
     pages: Option<Pages>,
     notifier: notify::Notifier,
     drain: Drain,
+    audit: Option<Audit>,
     deadline: Duration,
     limits: Limits,
 }
@@ -106,6 +108,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         Some(at) => Some(bind_admin(at).await?),
         None => None,
     };
+    let audit = settings.audit.as_ref().map(open_audit).transpose()?;
     let places: Vec<Place> = listeners.iter().map(|listener| listener.place().clone()).collect();
 
     tokio::task::spawn_blocking(crypto::warm_up);
@@ -164,11 +167,26 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         entrances: settings.listen.iter().map(|(_, entrance)| entrance.clone()).collect(),
         user,
         links,
+        audit: audit.clone(),
         replay_limit: settings.replay_limit,
         limits: settings.limits.clone(),
     });
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
-    Ok(App { places, ca_files, events, admin, listeners, front, tokens, pages, notifier, drain, deadline, limits })
+    Ok(App {
+        places,
+        ca_files,
+        events,
+        admin,
+        listeners,
+        front,
+        tokens,
+        pages,
+        notifier,
+        drain,
+        audit,
+        deadline,
+        limits,
+    })
 }
 
 /// Begins to load the roots, which can be hundreds of files, beside what else is to be made ready.
@@ -199,6 +217,14 @@ fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>) -> Result<Di
 
 async fn bind(key: &'static str, place: &Place) -> Result<Listener, AppError> {
     Listener::bind(place).await.map_err(|error| AppError::Bind { key, place: place.to_string(), error })
+}
+
+fn open_audit(wanted: &audit::Wanted) -> Result<Audit, AppError> {
+    let place = match &wanted.place {
+        audit::Place::Stdout => "standard output".to_owned(),
+        audit::Place::File(path) => path.display().to_string(),
+    };
+    Audit::open(wanted).map_err(|error| AppError::Audit { place, error })
 }
 
 async fn bind_admin(at: SocketAddr) -> Result<(Listener, SocketAddr), AppError> {
@@ -264,7 +290,7 @@ impl App {
 
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { listeners, front, tokens, pages, notifier, drain, deadline, limits, .. } = self;
+        let App { listeners, front, tokens, pages, notifier, drain, audit, deadline, limits, .. } = self;
         let mut serving = JoinSet::new();
         for (entrance, listener) in listeners.into_iter().enumerate() {
             let front = front.clone();
@@ -279,6 +305,9 @@ impl App {
         let drained = drain.finish(deadline).await;
         // It ends by itself when the stop begins; what is left to wait for is its last accept.
         serving.join_all().await;
+        if let Some(audit) = audit {
+            audit.finish().await;
+        }
         drained
     }
 }
@@ -378,6 +407,14 @@ pub enum AppError {
         /// Why.
         error: io::Error,
     },
+    /// The audit trail cannot be opened.
+    #[error("audit.file: cannot open {place}: {error}")]
+    Audit {
+        /// Where it was to be.
+        place: String,
+        /// Why.
+        error: io::Error,
+    },
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -412,6 +449,10 @@ impl AppError {
                 format!("change `{key}` to a path in a folder that is there and writable, or remove what is in the way")
             }
             AppError::Bind { key, .. } => format!("change `{key}` to an address of this machine"),
+            AppError::Audit { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                "make its folder, or change `audit.file`: the file is made, its folder is not".into()
+            }
+            AppError::Audit { .. } => "let `audit.file` be a file that this user may write".into(),
             AppError::Store(error) => error.hint(),
             AppError::Key(error) => error.hint(),
             AppError::Ca(CaError::File { .. }) => "make the folder writable, or set `ca.path` to one that is".into(),

@@ -26,6 +26,7 @@ use std::time::Duration;
 use url::Url;
 use zeroize::Zeroizing;
 
+use crate::audit;
 use crate::host::Authority;
 use crate::limits::Limits;
 use crate::listen::Place;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub proxies: Proxies,
     /// How long live requests may go on after SIGTERM.
     pub drain: Duration,
+    /// Where each use of a token is written down, if it is.
+    pub audit: Option<audit::Wanted>,
     /// How long, how large and how many.
     pub limits: Limits,
     /// The longest request body that can be sent a second time, in bytes.

@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`events`], [`telemetry`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`events`], [`telemetry`], [`audit`] |
 //!
 //! One request:
 //!
@@ -28,6 +28,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod ca;
 pub mod cli;
 pub mod clock;

@@ -47,6 +47,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use crate::audit::Audit;
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::drain::Drain;
@@ -123,6 +124,8 @@ pub struct Parts {
     pub user: UserName,
     /// Where users are sent to connect, if they can.
     pub links: Option<Links>,
+    /// Where each use of a token is written down, if it is.
+    pub audit: Option<Audit>,
     /// How many bytes of a body are kept for a second try.
     pub replay_limit: usize,
     /// How long, how large and how many.

@@ -356,6 +356,26 @@ impl UpstreamError {
         matches!(self, UpstreamError::Unprocessed)
     }
 
+    /// Whether somebody may have read the request, and with it the token: the server, or in the clear a proxy before it.
+    pub fn was_read(&self, plaintext: bool) -> bool {
+        match self {
+            UpstreamError::Proxy(_) => plaintext,
+            UpstreamError::Unprocessed
+            | UpstreamError::RequestBody
+            | UpstreamError::Closed
+            | UpstreamError::TooManyFields
+            | UpstreamError::Protocol(_) => true,
+            UpstreamError::Resolve
+            | UpstreamError::Connect(_)
+            | UpstreamError::ConnectTimeout(_)
+            | UpstreamError::TlsTimeout(_)
+            | UpstreamError::Certificate(_)
+            | UpstreamError::Tls(_)
+            | UpstreamError::Loop
+            | UpstreamError::Late => false,
+        }
+    }
+
     /// A stable name, for programs.
     pub fn code(&self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::CliError;
 use crate::app::agent::{self, Variable};
 use crate::app::{self, App, Authority, Options, child};
+use crate::audit;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::listen::Place;
@@ -25,6 +26,10 @@ pub(super) async fn exec(
     nss: Option<&Path>,
     command: &[OsString],
 ) -> Result<u8, CliError> {
+    if settings.audit.as_ref().is_some_and(|audit| audit.place == audit::Place::Stdout) {
+        let what = "`audit.file` is standard output, and that is the command's";
+        return Err(CliError::failed(what, "name a file there"));
+    }
     let settings = private(settings);
     let Prepared { app, variables, folder: _folder } = prepare(&settings, user).await?;
     if let Some(database) = nss {

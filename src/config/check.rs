@@ -17,6 +17,7 @@ use super::leaf::{Argument, FilePath, Parsed, RouteHost, Size, StoreKey};
 use super::locate::{Document, Spot};
 use super::schema::{self, Ca, Entries, File, Store};
 use super::{Mistake, Settings};
+use crate::audit;
 use crate::host::Authority;
 use crate::routes::Unmatched;
 use crate::secret::Secret;
@@ -58,6 +59,7 @@ impl Check<'_> {
             resolve,
             proxies: self.proxies(&top, file.upstream_proxy, file.no_proxy, &own),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
+            audit: self.audit(&top.key("audit"), file.audit),
             limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
             ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path, store_url.is_some()),
@@ -104,6 +106,18 @@ impl Check<'_> {
 
     fn extra_ca_files(&mut self, spot: &Spot<'_>, files: Vec<Parsed<FilePath>>) -> Vec<PathBuf> {
         spot.items().zip(files).filter_map(|(spot, file)| self.path(&spot, &file)).collect()
+    }
+
+    fn audit(&mut self, spot: &Spot<'_>, written: Option<schema::Audit>) -> Option<audit::Wanted> {
+        let schema::Audit { file, required } = written?;
+        if !spot.key("file").is_given() {
+            self.refuse(spot, "`file` is missing", "write where to, or `-` for standard output");
+        }
+        let place = match file? {
+            Parsed(FilePath(path)) if path == "-" => audit::Place::Stdout,
+            path => audit::Place::File(self.path(&spot.key("file"), &path)?),
+        };
+        Some(audit::Wanted { place, required: required.unwrap_or(false) })
     }
 
     fn ca_path(&mut self, spot: &Spot<'_>, ca: Option<Ca>, store_path: &Path, shared: bool) -> PathBuf {

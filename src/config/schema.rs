@@ -52,6 +52,8 @@ pub(super) struct File {
     pub no_proxy: Option<Vec<Parsed<NoProxy>>>,
     /// How long live requests may go on after SIGTERM; `20s` when left out.
     pub drain: Option<Parsed<Duration>>,
+    /// Where each use of a token is written down; nowhere when left out.
+    pub audit: Option<Audit>,
     /// How long, how large and how many anything may be.
     pub limits: Option<Limits>,
     /// The longest request body that can be sent a second time after a 401; `1MiB` when left out.
@@ -165,6 +167,17 @@ pub(super) struct Agent {
     pub users: Option<Vec<Parsed<Text>>>,
     /// Whose tokens it may use; all when left out.
     pub providers: Option<Vec<Parsed<Text>>>,
+}
+
+/// Where each use of a token is written down, as a line of JSON.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct Audit {
+    /// The file, whose folder must be there, or `-` for standard output.
+    #[schemars(required)]
+    pub file: Option<Parsed<FilePath>>,
+    /// Whether a token is sent only when that is on the disk; `false` when left out.
+    pub required: Option<bool>,
 }
 
 /// The local certificate authority.

@@ -2,6 +2,7 @@
 
 mod listen;
 mod proxies;
+mod trail;
 
 use super::*;
 use crate::oauth::{ClientAuth, Endpoints, Grant};

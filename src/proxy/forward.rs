@@ -22,6 +22,7 @@ use super::redact::{self, Redactor};
 use super::reject::Reject;
 use super::stalls::Reading;
 use super::{Proxy, Record, admit, headers, is_first, missing, websocket};
+use crate::audit::{Audit, Facts, Unavailable};
 use crate::names::Subject;
 use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
@@ -66,7 +67,8 @@ pub(super) fn forward<'a>(
     if redactor.is_some() {
         redact::ask_for_plain(&mut outgoing.head.headers);
     }
-    Ok(Forward::Authenticated(Authenticated { proxy, route, key, outgoing, redactor }))
+    let uses = Uses::default();
+    Ok(Forward::Authenticated(Authenticated { proxy, route, key, outgoing, redactor, uses }))
 }
 
 /// A request that is ready to be sent on.
@@ -99,16 +101,25 @@ pub(super) struct Authenticated<'a> {
     outgoing: Outgoing<'a>,
     /// Knows every token that was sent, where the route has them taken out of the answer.
     redactor: Option<Redactor>,
+    uses: Uses,
+}
+
+/// How often a token was sent, for the audit trail.
+#[derive(Default)]
+struct Uses {
+    /// The request's number there.
+    request: u64,
+    made: u8,
 }
 
 impl Authenticated<'_> {
     async fn exchange(&mut self, record: &mut Record) -> Result<Answer, Reject> {
         let mut bearer = self.timed_bearer(record).await?;
-        let sent = match self.send(&bearer).await {
+        let sent = match self.send(&bearer, record).await {
             Err(Reject::Upstream(UpstreamError::Late)) => {
                 // The token ended while the connection was made, or while this process stood still.
                 bearer = self.timed_bearer(record).await?;
-                Box::pin(self.send(&bearer)).await
+                Box::pin(self.send(&bearer, record)).await
             }
             sent => sent,
         };
@@ -129,7 +140,7 @@ impl Authenticated<'_> {
             Ok(renewed) => {
                 record.retried = true;
                 drop(first);
-                self.second(renewed).await
+                self.second(renewed, record).await
             }
             Err(why) => {
                 record.passed = Some(why);
@@ -175,11 +186,49 @@ impl Authenticated<'_> {
         }
     }
 
-    async fn send(&mut self, bearer: &Bearer) -> Result<Answer, Reject> {
+    async fn send(&mut self, bearer: &Bearer, record: &Record) -> Result<Answer, Reject> {
         if let Some(redactor) = &mut self.redactor {
             redactor.add(bearer.token());
         }
-        self.outgoing.send(Some(bearer)).await
+        match &self.proxy.parts().audit {
+            None => self.outgoing.send(Some(bearer)).await,
+            Some(audit) => Box::pin(self.audited(audit, bearer, record)).await,
+        }
+    }
+
+    /// Sends it, and has the trail say so: before, where it must, and in any case when this ends.
+    async fn audited(&mut self, audit: &Audit, bearer: &Bearer, record: &Record) -> Result<Answer, Reject> {
+        let mut used = audit.begin(self.facts(audit, bearer, record)).await.map_err(|Unavailable| Reject::Unaudited)?;
+        self.outgoing.came = Came::default();
+        let sent = self.outgoing.send(Some(bearer)).await;
+        let Came { reached, status } = self.outgoing.came;
+        self.uses.made += u8::from(reached);
+        match (&sent, status) {
+            (Ok(_), Some(status)) => used.answered(status),
+            (Ok(_), None) => {}
+            (Err(reject), status) => used.failed(reject.code(), status, reached),
+        }
+        sent
+    }
+
+    fn facts(&mut self, audit: &Audit, bearer: &Bearer, record: &Record) -> Facts {
+        if self.uses.request == 0 {
+            self.uses.request = audit.request();
+        }
+        Facts {
+            at: self.proxy.parts().clock.now().wall,
+            request: self.uses.request,
+            attempt: self.uses.made + 1,
+            agent: record.agent.clone(),
+            user: record.user.clone().unwrap_or_default(),
+            provider: self.key.provider.clone(),
+            subject: self.key.subject.clone(),
+            generation: bearer.generation,
+            route: self.route.name.clone(),
+            method: self.outgoing.head.method.clone(),
+            host: self.outgoing.origin.authority.clone(),
+            path: self.outgoing.head.uri.path().to_owned(),
+        }
     }
 
     /// Takes the tokens out of the answer, where the route says so.
@@ -194,8 +243,8 @@ impl Authenticated<'_> {
     }
 
     /// The second answer is the agent's, whatever it is.
-    async fn second(&mut self, bearer: Bearer) -> Result<Answer, Reject> {
-        let answer = self.send(&bearer).await?;
+    async fn second(&mut self, bearer: Bearer, record: &Record) -> Result<Answer, Reject> {
+        let answer = self.send(&bearer, record).await?;
         Ok(if self.rejected(&answer) { answer } else { self.taken(answer, bearer) })
     }
 
@@ -286,6 +335,16 @@ pub(super) struct Outgoing<'a> {
     head: request::Parts,
     body: Replay,
     upgrade: Option<Upgrade>,
+    came: Came,
+}
+
+/// How far it came when it was last sent.
+#[derive(Clone, Copy, Default)]
+struct Came {
+    /// The upstream may have read it.
+    reached: bool,
+    /// What it answered.
+    status: Option<StatusCode>,
 }
 
 /// A change of protocol that the agent asks for.
@@ -315,7 +374,7 @@ impl<'a> Outgoing<'a> {
         head.uri = path.map(http::Uri::from).unwrap_or_default();
         let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
         let body = Replay::new(body, limits, proxy.lasting.budget.clone());
-        Self { proxy, origin, head, body, upgrade }
+        Self { proxy, origin, head, body, upgrade, came: Came::default() }
     }
 
     /// Sends it, again on another connection where that does no harm (SEMANTICS C6).
@@ -323,9 +382,17 @@ impl<'a> Outgoing<'a> {
         let mut left = RESENDS;
         loop {
             match self.send_once(bearer, left).await {
-                Err(error) if left > 0 && self.may_resend(&error) => left -= 1,
-                Ok(response) => return self.answered(response),
-                Err(error) => return Err(error.into()),
+                Ok(response) => {
+                    self.came = Came { reached: true, status: Some(response.status()) };
+                    return self.answered(response);
+                }
+                Err(error) => {
+                    self.came.reached |= error.was_read(self.origin.plaintext);
+                    if left == 0 || !self.may_resend(&error) {
+                        return Err(error.into());
+                    }
+                    left -= 1;
+                }
             }
         }
     }

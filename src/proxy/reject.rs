@@ -70,6 +70,8 @@ pub(super) enum Reject {
     Missing { error: TokenError, connect_url: Option<String>, by_consent: bool },
     #[error("{0}")]
     Token(#[from] TokenError),
+    #[error("the use of the token could not be written to the audit trail, so it was not sent")]
+    Unaudited,
     #[error("{0}")]
     Upstream(UpstreamError),
     #[error("the upstream changed the protocol without being asked")]
@@ -103,6 +105,7 @@ impl Reject {
             Reject::UserNotAllowed { .. } => "user_not_allowed",
             Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
             Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
+            Reject::Unaudited => "audit_unavailable",
             Reject::Upstream(error) => error.code(),
             Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
         }
@@ -138,7 +141,7 @@ impl Reject {
             }
             // Not 401: an MCP client would start an authorization of its own (SEMANTICS C18).
             Reject::Token(TokenError::NotConnected { .. } | TokenError::Reauthorize { .. }) => StatusCode::FORBIDDEN,
-            Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) => {
+            Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) | Reject::Unaudited => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Reject::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
@@ -191,6 +194,9 @@ impl Reject {
             Reject::Missing { error, .. } | Reject::Token(error) => token_hint(error),
             Reject::Upstream(UpstreamError::Certificate(_)) => {
                 "if the host's certificate is signed by a company's root, add that root to `extra_ca_files`".into()
+            }
+            Reject::Unaudited => {
+                "try again once the operator has made `audit.file` writable; the log says what is wrong".into()
             }
             Reject::NoWebSocket(_) => "check that the URL is one of a WebSocket".into(),
             Reject::Upstream(UpstreamError::RequestBody) => {
@@ -258,6 +264,7 @@ impl Reject {
         let number = match self {
             Reject::Token(TokenError::Unavailable { .. } | TokenError::FixConfiguration { .. })
             | Reject::Upstream(_)
+            | Reject::Unaudited
             | Reject::Unasked
             | Reject::NoWebSocket(_) => 14,
             Reject::Token(_) | Reject::Missing { .. } | Reject::Unauthenticated { .. } => 16,
@@ -284,6 +291,7 @@ impl Reject {
             Reject::Upstream(error) => error.proxy_status(),
             Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
             Reject::Loop => "proxy_loop_detected",
+            Reject::Unaudited => "proxy_internal_error",
             Reject::Denied(_)
             | Reject::Unmatched
             | Reject::Plaintext

@@ -28,6 +28,7 @@ const FLOORS: [&[&str]; 10] = [
         "seldom",
         "events",
         "telemetry",
+        "audit",
     ],
 ];
 /// Its modules are small and plain, and may use each other.

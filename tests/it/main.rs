@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod attacks;
+mod audit;
 mod bent;
 mod cases;
 mod connect;

@@ -155,7 +155,7 @@ impl Setup {
         Self::default()
     }
 
-    /// Further lines of `proxy.yaml`.
+    /// Further lines of `proxy.yaml`; `FOLDER` is the world's own.
     pub fn top(mut self, lines: &str) -> Self {
         self.top.push_str(&format!("{lines}\n"));
         self
@@ -348,8 +348,9 @@ authorization_code:
         };
         let resolve: String =
             dialled.iter().map(|(authority, address)| format!("  {authority}: {address}\n")).collect();
-        let (path, top, provider, routes) = (folder.path().display(), &self.top, &self.provider, &self.routes);
-        let (more, listen) = (&self.more_providers, self.listen.replace("FOLDER", &path.to_string()));
+        let (path, provider, routes) = (folder.path().display(), &self.provider, &self.routes);
+        let within = |text: &str| text.replace("FOLDER", &path.to_string());
+        let (more, listen, top) = (&self.more_providers, within(&self.listen), within(&self.top));
         format!(
             "listen: {listen}
 admin: 127.0.0.1:0
