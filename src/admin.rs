@@ -10,7 +10,7 @@ use axum::{Router, middleware};
 
 use crate::clock::Clock;
 use crate::connections::{self, Connection};
-use crate::drain::Drain;
+use crate::drain::{Drain, Quit};
 use crate::events::Events;
 use crate::links::Links;
 use crate::listen::Place;
@@ -41,6 +41,8 @@ pub struct Parts {
     pub events: Events,
     /// What ends the live view.
     pub drain: Drain,
+    /// What has everything stop, if whoever is on this machine may.
+    pub quit: Option<Quit>,
     /// Whom there is to connect.
     pub providers: Vec<Arc<Provider>>,
     /// Where agents reach the proxy.

@@ -15,6 +15,7 @@ use axum::Router;
 use rustls::crypto::CryptoProvider;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{self, Admin};
 use crate::audit::{self, Audit};
@@ -24,8 +25,9 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::consent::{self, Consent};
 use crate::crypto;
-use crate::drain::{Drain, Drained};
+use crate::drain::{Drain, Drained, Quit};
 use crate::events::Events;
+use crate::health::Health;
 use crate::host;
 use crate::limits::Limits;
 use crate::links::Links;
@@ -73,6 +75,10 @@ pub struct App {
     pub events: Events,
     /// Where people and their browsers reach it, if they can.
     pub admin: Option<SocketAddr>,
+    /// Where probes reach it, if they can.
+    pub health: Option<SocketAddr>,
+    probes: Option<Probes>,
+    quit: Quit,
     listeners: Vec<Listener>,
     front: Front,
     tokens: Tokens,
@@ -91,6 +97,13 @@ struct Pages {
     router: Router,
 }
 
+/// What probes reach.
+struct Probes {
+    health: Health,
+    /// Answers until this goes.
+    _serving: AbortOnDropHandle<()>,
+}
+
 /// Binds, opens the store, makes the CA ready, and writes its files. No network call is needed for it.
 ///
 /// # Errors
@@ -105,10 +118,16 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         listeners.push(bind("listen", place).await?);
     }
     let admin = match settings.admin {
-        Some(at) => Some(bind_admin(at).await?),
+        Some(at) => Some(bind_at("admin", at).await?),
         None => None,
     };
     let audit = settings.audit.as_ref().map(open_audit).transpose()?;
+    let (drain, quit) = (Drain::default(), Quit::default());
+    // Before the store is waited for: a sidecar that starts slowly lives.
+    let (health, probes) = match settings.health {
+        Some(at) => Some(probes(at, &drain).await?).unzip(),
+        None => (None, None),
+    };
     let places: Vec<Place> = listeners.iter().map(|listener| listener.place().clone()).collect();
 
     tokio::task::spawn_blocking(crypto::warm_up);
@@ -125,8 +144,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     };
     ca_files.write(&ca, roots.certificates(), lasting)?;
 
-    let (events, drain) = (Events::default(), Drain::default());
-    let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at));
+    let events = Events::default();
+    let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at)).chain(health);
     let dialer = dialer(settings, &roots, own.collect())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
     let (servers, webhooks) = (calls.clone(), calls);
@@ -147,6 +166,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
             clock: clock.clone(),
             events: events.clone(),
             drain: drain.clone(),
+            quit: settings.quit.then(|| quit.clone()),
             providers: settings.providers.clone(),
             proxies: places.clone(),
             variables: agent::shown(settings, &places, &ca_files),
@@ -177,6 +197,9 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         ca_files,
         events,
         admin,
+        health,
+        probes,
+        quit,
         listeners,
         front,
         tokens,
@@ -227,10 +250,16 @@ fn open_audit(wanted: &audit::Wanted) -> Result<Audit, AppError> {
     Audit::open(wanted).map_err(|error| AppError::Audit { place, error })
 }
 
-async fn bind_admin(at: SocketAddr) -> Result<(Listener, SocketAddr), AppError> {
-    let listener = bind("admin", &Place::Tcp(at)).await?;
+async fn bind_at(key: &'static str, at: SocketAddr) -> Result<(Listener, SocketAddr), AppError> {
+    let listener = bind(key, &Place::Tcp(at)).await?;
     let bound = listener.place().address().unwrap_or(at);
     Ok((listener, bound))
+}
+
+async fn probes(at: SocketAddr, drain: &Drain) -> Result<(SocketAddr, Probes), AppError> {
+    let (listener, bound) = bind_at("health", at).await?;
+    let health = Health::new(drain.clone());
+    Ok((bound, Probes { _serving: health.serve(listener), health }))
 }
 
 /// The links to the admin listener, as browsers reach it. Where others than this machine's users can reach it, or have to
@@ -272,7 +301,8 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
     let (clock, drain) = (Clock::system(), Drain::default());
-    let own = settings.listen.iter().filter_map(|(place, _)| place.address()).chain(settings.admin);
+    let own =
+        settings.listen.iter().filter_map(|(place, _)| place.address()).chain(settings.admin).chain(settings.health);
     let servers = Arc::new(Calls::new(dialer(settings, &roots, own.collect())?));
     let (events, shared) = (Events::default(), store.clone());
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
@@ -288,9 +318,17 @@ impl App {
         self.places.iter().find_map(Place::address)
     }
 
+    /// Resolves when a program of this machine has asked it to stop; never unless the settings allow it.
+    pub fn quit(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.quit.asked()
+    }
+
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { listeners, front, tokens, pages, notifier, drain, audit, deadline, limits, .. } = self;
+        let App { probes, listeners, front, tokens, pages, notifier, drain, audit, deadline, limits, .. } = self;
+        if let Some(probes) = &probes {
+            probes.health.started(tokens.clone());
+        }
         let mut serving = JoinSet::new();
         for (entrance, listener) in listeners.into_iter().enumerate() {
             let front = front.clone();

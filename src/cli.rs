@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and which file does it.
 
+mod ask;
 mod ca;
 mod check;
 mod completions;
@@ -9,7 +10,9 @@ mod disconnect;
 mod doctor;
 mod env;
 mod exec;
+mod healthcheck;
 mod import;
+mod quit;
 mod run;
 mod status;
 mod store;
@@ -135,6 +138,10 @@ enum Command {
         #[command(subcommand)]
         command: store::Command,
     },
+    /// Ask a sidecar that runs whether it lives; exits 0 if so. For probes: the image has no shell.
+    Healthcheck(healthcheck::Options),
+    /// Have a sidecar that runs stop, as SIGTERM would; it needs `quit: true`.
+    Quit(quit::Options),
     /// Print the JSON Schema of proxy.yaml.
     Schema,
     /// Print completions for a shell.
@@ -179,6 +186,8 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Env(options) => env::env(&settings()?, &options),
         Command::Ca(options) => ca::ca(&settings()?, &options).await,
         Command::Store { command } => store::store(&settings()?, &command).await,
+        Command::Healthcheck(options) => healthcheck::healthcheck(&config, options).await,
+        Command::Quit(options) => quit::quit(&config, options).await,
         Command::Schema => {
             anstream::println!("{:#}", config::json_schema());
             Ok(0)

@@ -47,10 +47,14 @@ pub struct Settings {
     pub admin: Option<SocketAddr>,
     /// What whoever uses the admin listener has to know.
     pub admin_token: Option<Secret>,
+    /// Whether a program of this machine may have it stop through the admin listener.
+    pub quit: bool,
     /// How browsers reach the admin listener, if not by its address: scheme, host and port.
     pub public_url: Option<Url>,
     /// Where a consent may send a browser back to.
     pub return_to: Vec<Url>,
+    /// Where probes and metrics are, if anywhere.
+    pub health: Option<SocketAddr>,
     /// Who may use the proxy; any caller when empty.
     pub agents: Vec<Arc<Agent>>,
     /// PEM files with further roots to trust.
@@ -102,6 +106,25 @@ pub fn load(path: &Path) -> Result<Settings, ConfigError> {
     settings(&name, &text, exposed, &|variable| std::env::var(variable).ok())
 }
 
+/// Where the health listener is, if anywhere. Nothing else of the file is looked at: whoever asks may not have its secrets.
+///
+/// # Errors
+/// Mistakes in the file's shape, and in that key.
+pub fn health(path: &Path) -> Result<Option<SocketAddr>, ConfigError> {
+    some_keys(path, &["health"], |check, top, file| check.health(&top.key("health"), file.health, &[]))
+}
+
+/// Where the admin listener is, if anywhere, and its token. Nothing else of the file is looked at.
+///
+/// # Errors
+/// Mistakes in the file's shape, and in those keys.
+pub fn admin(path: &Path) -> Result<(Option<SocketAddr>, Option<Secret>), ConfigError> {
+    some_keys(path, &["admin", "admin_token"], |check, top, file| {
+        let admin = check.admin(top, &file.admin, &file.admin_token, &None);
+        (admin, check.long_secret(&top.key("admin_token"), file.admin_token))
+    })
+}
+
 /// Reads a text as if it were the file of this name; `environment` looks variables up.
 ///
 /// # Errors
@@ -143,6 +166,28 @@ fn settings(
     }
     let warnings = ConfigError::new(check.warnings).mistakes;
     Ok(Settings { warnings: warnings.iter().map(Mistake::to_string).collect(), secret_variables, ..settings })
+}
+
+/// What some of the keys at the top of a file say, as if there were no others.
+fn some_keys<T>(
+    path: &Path,
+    keys: &[&str],
+    read_keys: impl FnOnce(&mut check::Check<'_>, &locate::Spot<'_>, schema::File) -> T,
+) -> Result<T, ConfigError> {
+    let name = path.display().to_string();
+    let (text, exposed) = read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
+    let mut document = locate::Document::read(&name, &text).map_err(|mistake| ConfigError::new(vec![mistake]))?;
+    document.keep(keys);
+    let environment: interpolate::Environment<'_> = &|variable| std::env::var(variable).ok();
+    let (mut mistakes, _) = interpolate::interpolate(&mut document, environment);
+    let (file, undecoded) = decode::decode(&mut document);
+    mistakes.extend(undecoded);
+    let mut check = check::Check { document: &document, environment, exposed, mistakes, warnings: Vec::new() };
+    let said = file.map(|file| read_keys(&mut check, &document.top(), file));
+    match said {
+        Some(said) if check.mistakes.is_empty() => Ok(said),
+        _ => Err(ConfigError::new(check.mistakes)),
+    }
 }
 
 /// The text of a file, cut off where it is too long in any case, and whether other users can read it.

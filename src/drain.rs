@@ -17,6 +17,22 @@ pub struct Drain {
     tasks: TaskTracker,
 }
 
+/// A wish that the stop begins, from inside. A clone is the same one.
+#[derive(Clone, Default)]
+pub struct Quit(CancellationToken);
+
+impl Quit {
+    /// Wishes it.
+    pub fn ask(&self) {
+        self.0.cancel();
+    }
+
+    /// Resolves when it is wished.
+    pub fn asked(&self) -> WaitForCancellationFutureOwned {
+        self.0.clone().cancelled_owned()
+    }
+}
+
 /// How a stop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {

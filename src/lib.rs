@@ -8,7 +8,7 @@
 //! | 2 | [`cli`] with a file per subcommand |
 //! | 3 | [`app`]: settings to bound sockets to running; the order of start and stop |
 //! | 4 | [`config`]: YAML to domain types |
-//! | 5 | [`proxy`], [`consent`], [`admin`]: one request, from the agent's bytes to the upstream and back; a user's consent; the dashboard and its API |
+//! | 5 | [`proxy`], [`consent`], [`admin`], [`health`]: one request, from the agent's bytes to the upstream and back; a user's consent; the dashboard and its API; probes |
 //! | 6 | [`tokens`], [`connections`], [`links`], [`web`]: `bearer(key)`, `renew(key, rejected)`; who is connected; the links to a consent; what guards every page |
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
@@ -38,6 +38,7 @@ pub mod consent;
 pub mod crypto;
 pub mod drain;
 pub mod events;
+pub mod health;
 pub mod host;
 pub mod limits;
 pub mod links;

@@ -52,6 +52,14 @@ impl fmt::Display for Place {
 /// What comes of accepting.
 pub type Connection = Either<TcpStream, UnixStream>;
 
+/// The address at the other end, where it has one.
+pub fn peer(connection: &Connection) -> Option<SocketAddr> {
+    match connection {
+        Either::Left(stream) => stream.peer_addr().ok(),
+        Either::Right(_) => None,
+    }
+}
+
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {

@@ -1,12 +1,12 @@
 //! What every page and every admin call is guarded by: whom it is for, who may ask, and what a browser is told to do.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use askama::Template;
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use hyper::server::conn::http1;
@@ -30,7 +31,7 @@ use url::Url;
 
 use crate::drain::Drain;
 use crate::host::Authority;
-use crate::listen::Listener;
+use crate::listen::{self, Listener};
 use crate::secret::Secret;
 
 /// For what a page may load and do. A page that sends its form elsewhere says so itself.
@@ -80,7 +81,8 @@ impl Guard {
     }
 
     async fn check(State(guard): State<Self>, mut request: Request, next: Next) -> Response {
-        let for_a_program = request.uri().path().starts_with("/v1/");
+        let path = request.uri().path();
+        let for_a_program = path.starts_with("/v1/") || path == "/quit";
         let mut response = match guard.verdict(&request) {
             Verdict::Refused(response) => *response,
             Verdict::Passed => {
@@ -174,6 +176,21 @@ impl Verdict {
     fn refused(heading: &str, said: &str) -> Self {
         Self::Refused(Box::new(refusal(StatusCode::FORBIDDEN, heading, said, "")))
     }
+}
+
+/// The other end of a connection, where it has an address.
+#[derive(Debug, Clone, Copy)]
+struct Peer(Option<SocketAddr>);
+
+/// Whether a request came from this machine, by the address at the other end of its connection.
+pub fn is_from_here(request: &Request) -> bool {
+    let peer = request.extensions().get::<Peer>().and_then(|Peer(peer)| *peer);
+    peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback())
+}
+
+/// Whether a page sent a request: browsers say so of everything that changes something, the guard's own pages too.
+pub fn is_of_a_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"))
 }
 
 /// Refuses whoever has not shown the admin token.
@@ -380,7 +397,8 @@ pub async fn serve(mut listener: Listener, router: Router, drain: Drain, head_ti
             () = &mut stop => return,
             accepted = listener.accept() => accepted,
         };
-        let (router, started) = (router.clone(), drain.started());
+        let peer = Peer(listen::peer(&stream));
+        let (router, started) = (router.clone().layer(Extension(peer)), drain.started());
         drain.spawn_until_forced(async move {
             let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
             let connection = http1::Builder::new()

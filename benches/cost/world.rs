@@ -80,6 +80,7 @@ impl World {
         let config = format!(
             "listen: 127.0.0.1:0
 admin: 127.0.0.1:0
+health: off
 extra_ca_files: [root.pem]
 resolve:
   plain.test:80: {plain}

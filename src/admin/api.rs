@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use serde_json::{Value, json};
 
 use super::{Admin, subject, told};
@@ -15,7 +15,7 @@ use crate::connections::Connection;
 use crate::names::ProviderName;
 use crate::store::StoreError;
 use crate::tokens::Revocation;
-use crate::web::{json_response, problem, written};
+use crate::web::{self, json_response, problem, written};
 
 pub(super) fn router() -> Router<Admin> {
     Router::new()
@@ -23,6 +23,7 @@ pub(super) fn router() -> Router<Admin> {
         .route("/v1/connections/{provider}/{user}", delete(leave))
         .route("/v1/openapi.json", get(describe))
         .route("/readyz", get(ready))
+        .route("/quit", post(quit))
 }
 
 /// Ready as long as it is not stopping: what keeps tokens from being renewed is told in the body, and stops no traffic.
@@ -34,6 +35,22 @@ async fn ready(State(admin): State<Admin>) -> Response {
     let status = if troubles.is_empty() { "ok" } else { "degraded" };
     let troubles = troubles.iter().map(|trouble| json!({ "code": trouble.code, "detail": trouble.detail }));
     json_response(StatusCode::OK, &json!({ "status": status, "troubles": troubles.collect::<Vec<_>>() }))
+}
+
+/// Begins the stop for a program of this machine: never for another one, and never for a browser, whoever uses it.
+async fn quit(State(admin): State<Admin>, request: Request) -> Response {
+    let Some(quit) = &admin.parts().quit else {
+        return problem(StatusCode::NOT_FOUND, "not_found", "it is not to be asked for", "`quit: true` in proxy.yaml");
+    };
+    if !web::is_from_here(&request) {
+        let detail = "only a program of the sidecar's own machine may ask for this";
+        return problem(StatusCode::FORBIDDEN, "forbidden", detail, "send it SIGTERM");
+    }
+    if web::is_of_a_browser(request.headers()) {
+        return problem(StatusCode::FORBIDDEN, "forbidden", "a page in a browser may not ask for this", "");
+    }
+    quit.ask();
+    json_response(StatusCode::ACCEPTED, &json!({ "status": "stopping" }))
 }
 
 /// What a store that fails is answered with.

@@ -78,6 +78,7 @@ fn settings(servers: &Servers, folder: &Path) -> Result<Settings, CliError> {
     let text = format!(
         "listen: 127.0.0.1:0
 admin: 127.0.0.1:0
+health: off
 extra_ca_files: ['{root}']
 resolve:
   {AUTH}:443: {at}

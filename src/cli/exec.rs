@@ -78,5 +78,14 @@ pub(super) async fn prepare(settings: &Settings, user: UserName) -> Result<Prepa
 pub(super) fn private(settings: Settings) -> Settings {
     let listen = vec![(Place::Tcp(FREE), Entrance::default())];
     let admin = settings.admin.map(|_| FREE);
-    Settings { listen, admin, admin_token: None, public_url: None, agents: Vec::new(), ..settings }
+    Settings {
+        listen,
+        admin,
+        admin_token: None,
+        public_url: None,
+        quit: false,
+        health: None,
+        agents: Vec::new(),
+        ..settings
+    }
 }

@@ -1,6 +1,6 @@
 //! `sidebearer run`: the sidecar, until it is told to stop.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CliError;
 use crate::app::{self, Authority, Options};
@@ -13,22 +13,20 @@ use crate::names::UserName;
 pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = app::build(settings, options).await?;
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (mut signals, quit) = (Signals::listen()?, app.quit());
     let address = app.places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let ca = app.ca_files.ca.display().to_string();
     let admin = app.admin.map(|admin| admin.to_string());
-    tracing::info!(address, admin, ca, routes = settings.routes.len(), "listening");
+    let health = app.health.map(|health| health.to_string());
+    tracing::info!(address, admin, health, ca, routes = settings.routes.len(), "listening");
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping; a second signal stops at once");
+        let why = tokio::select! {
+            () = signals.next() => "signal",
+            () = quit => "quit",
+        };
+        tracing::info!(why, "stopping; a second signal stops at once");
         tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            signals.next().await;
             // What must be durable is durable before anyone sees it, so there is nothing to save here.
             std::process::exit(1);
         });
@@ -38,6 +36,25 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     Ok(if drained == Drained::Clean { 0 } else { 1 })
 }
 
-fn listen(kind: SignalKind) -> Result<tokio::signal::unix::Signal, CliError> {
+/// The signals that ask for a stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, CliError> {
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, CliError> {
     signal(kind).map_err(|error| CliError::failed(format!("cannot listen for signals: {error}"), "report it"))
 }

@@ -47,13 +47,17 @@ impl Check<'_> {
         let agents = self.agents(&top, file.agents);
         let listen = self.listen(&top, file.listen, &agents);
         let admin = self.admin(&top, &file.admin, &file.admin_token, &file.public_url);
-        let own: Vec<SocketAddr> = listen.iter().filter_map(|(place, _)| place.address()).chain(admin).collect();
+        let mut own: Vec<SocketAddr> = listen.iter().filter_map(|(place, _)| place.address()).chain(admin).collect();
+        let health = self.health(&top.key("health"), file.health, &own);
+        own.extend(health);
         Settings {
             listen,
             admin,
             admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
+            quit: self.quit(&top.key("quit"), file.quit, admin),
             public_url: self.public_url(&top.key("public_url"), file.public_url),
             return_to: self.return_to(&top.key("return_to"), file.return_to.unwrap_or_default()),
+            health,
             agents,
             extra_ca_files: self.extra_ca_files(&top.key("extra_ca_files"), file.extra_ca_files.unwrap_or_default()),
             resolve,

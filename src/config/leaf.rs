@@ -195,6 +195,21 @@ impl Leaf for AdminAddress {
     }
 }
 
+/// Where the health listener is, if anywhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HealthAddress(pub Option<SocketAddr>);
+
+impl Leaf for HealthAddress {
+    const EXPECTED: &'static str = "an address and a port, as in `127.0.0.1:3130`, or `off`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|_| Wrong::Shape)
+    }
+}
+
 /// The name of an environment variable.
 #[derive(Debug, Clone)]
 pub(super) struct Variable(pub String);

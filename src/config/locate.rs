@@ -85,6 +85,13 @@ impl Document {
         }
     }
 
+    /// Forgets all keys at the top but these.
+    pub fn keep(&mut self, keys: &[&str]) {
+        if let Value::Mapping(entries) = &mut self.root.value {
+            entries.retain(|entry| keys.contains(&entry.key.as_str()));
+        }
+    }
+
     /// The place from which all others are reached.
     pub fn top(&self) -> Spot<'_> {
         Spot { path: String::new(), at: self.root.at, node: Some(&self.root) }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use http::Method;
@@ -17,12 +17,15 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
-    AdminAddress, Argument, Count, FileMode, FilePath, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed, ProviderUrl,
-    ProxyChoice, Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
+    AdminAddress, Argument, Count, FileMode, FilePath, HealthAddress, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed,
+    ProviderUrl, ProxyChoice, Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
 use crate::upstream::NoProxy;
+
+/// Where the health listener is when nothing is said of it.
+pub(super) const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3130);
 
 /// The configuration of Sidebearer.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -36,10 +39,15 @@ pub(super) struct File {
     pub admin: Option<Parsed<AdminAddress>>,
     /// What whoever uses the admin listener has to know; needed where others than this machine can reach it.
     pub admin_token: Option<Parsed<Secret>>,
+    /// Whether a program of this machine may have it stop: `POST /quit` at the admin listener; `false` when left out.
+    pub quit: Option<bool>,
     /// How browsers reach the admin listener, if that is not by its address.
     pub public_url: Option<Parsed<ProviderUrl>>,
     /// Where a consent may send a browser back to: pages, or with a final `/` everything below.
     pub return_to: Option<Vec<Parsed<ProviderUrl>>>,
+    /// Where probes and metrics are, or `off`; `127.0.0.1:3130` when left out. It shows no secrets and no users, and may be
+    /// reached by others: `0.0.0.0:3130`.
+    pub health: Option<Parsed<HealthAddress>>,
     /// Who may use the proxy, and for whom; any caller on this machine when left out.
     pub agents: Option<Vec<Agent>>,
     /// PEM files with further roots to trust, for upstreams and token endpoints.

@@ -219,6 +219,15 @@ impl State {
         Some(self.bearer(token))
     }
 
+    /// How long the token can still be sent, if it can; none within where no end is known.
+    pub(super) fn left(&self, now: Now) -> Option<Option<Duration>> {
+        let token = self.token.as_ref().filter(|token| token.lives(now))?;
+        Some(token.expiry.map(|end| {
+            let by_wall = end.wall.duration_since(now.wall).unwrap_or_default();
+            end.instant.saturating_duration_since(now.instant).min(by_wall)
+        }))
+    }
+
     pub(super) fn has_usable(&self, now: Now) -> bool {
         self.token.as_ref().is_some_and(|token| token.lives(now))
     }

@@ -217,6 +217,7 @@ class Sidebearer:
         self.config.write_text(json.dumps({
             "listen": "127.0.0.1:0",
             "admin": "127.0.0.1:0",
+            "health": "127.0.0.1:0",
             "extra_ca_files": [str(servers.certificates.ca)],
             "resolve": {f"{name}.test:443": f"127.0.0.1:{ports[name]}" for name in names}
             | {"plain.test:80": f"127.0.0.1:{ports['plain']}"} | settings.pop("resolve", {}),

@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 10] = [
     &["cli"],
     &["app"],
     &["config"],
-    &["proxy", "consent", "admin"],
+    &["proxy", "consent", "admin", "health"],
     &["tokens", "connections", "links", "web"],
     &["ca", "upstream", "store"],
     &["oauth"],

@@ -13,6 +13,7 @@ mod edges;
 mod floors;
 mod framing;
 mod headers;
+mod health;
 mod http2;
 mod listen;
 mod load;

@@ -311,12 +311,15 @@ async fn a_sidecar_that_would_lead_out_through_itself_does_not_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = taken.local_addr().unwrap();
     drop(taken);
-    let written =
-        Home::with(&format!("listen: {own}\nadmin: 'off'\nupstream_proxy: http://localhost:{}\n", own.port()));
+    let written = Home::with(&format!(
+        "listen: {own}\nadmin: off\nhealth: off\nupstream_proxy: http://localhost:{}\n",
+        own.port()
+    ));
     let said = "proxy.yaml:3:17: upstream_proxy: this is the sidecar itself\nhint: name the company's proxy\n";
     assert_eq!((written.run(["run"]).await.stderr.as_str(), written.run(["check"]).await.code), (said, 64));
 
-    let home = Home::with(&format!("listen: {own}\nadmin: 'off'\nupstream_proxy: environment\nroutes: []\n"));
+    let home =
+        Home::with(&format!("listen: {own}\nadmin: off\nhealth: off\nupstream_proxy: environment\nroutes: []\n"));
     let command = |argument| {
         let mut command = home.command([argument]);
         command.env("HTTPS_PROXY", format!("http://{own}"));
@@ -337,7 +340,7 @@ async fn company() -> (Home, Corporate, Server) {
     let corporate = Corporate::start(None).await;
     let api = Server::start(None, Box::new(|_| answer(200).saying("hello\n"))).await;
     corporate.knows("api.test:80", api.address());
-    let home = Home::with("listen: 127.0.0.1:0\nadmin: 'off'\nupstream_proxy: environment\nroutes: []\n");
+    let home = Home::with("listen: 127.0.0.1:0\nadmin: off\nhealth: off\nupstream_proxy: environment\nroutes: []\n");
     (home, corporate, api)
 }
 
@@ -371,7 +374,7 @@ async fn the_environments_proxy_is_asked_where_the_file_says_so_and_its_password
 
 #[tokio::test]
 async fn a_command_gets_the_variable_anew_that_the_proxy_came_from() {
-    let home = Home::with("listen: 127.0.0.1:0\nadmin: 'off'\nupstream_proxy: ${HTTPS_PROXY}\nroutes: []\n");
+    let home = Home::with("listen: 127.0.0.1:0\nadmin: off\nhealth: off\nupstream_proxy: ${HTTPS_PROXY}\nroutes: []\n");
     let mut command = home.command(["exec", "--", "sh", "-c", "echo $HTTPS_PROXY"]);
     command.env("HTTPS_PROXY", format!("http://it:{CANARY}@corp.test:3128"));
     let ended = ended(command).await;

@@ -109,6 +109,8 @@ pub struct World {
     pub proxy: SocketAddr,
     /// Where browsers and programs reach it.
     pub admin: SocketAddr,
+    /// Where probes reach it.
+    pub health: SocketAddr,
     pub ca: PathBuf,
     /// What time it is; its wall clock can be set apart.
     pub clock: Clock,
@@ -300,7 +302,7 @@ authorization_code:
         }
         let (user, clock) = (self.user.parse().unwrap(), Clock::stepped());
         let authority = if self.keeps_authority { None } else { Some(folder.path().join("ca")) };
-        let Launched { places, proxy, admin, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, health, ca, roots, told, stop, running } =
             Launched::new(&settings, authority.clone(), &user, &clock, &root.pem).await;
         World {
             api,
@@ -312,6 +314,7 @@ authorization_code:
             places,
             proxy,
             admin,
+            health,
             ca,
             clock,
             settings,
@@ -354,6 +357,7 @@ authorization_code:
         format!(
             "listen: {listen}
 admin: 127.0.0.1:0
+health: 127.0.0.1:0
 extra_ca_files: ['{path}/root.pem']
 drain: 5s
 {top}resolve:
@@ -404,6 +408,7 @@ struct Launched {
     places: Vec<Place>,
     proxy: SocketAddr,
     admin: SocketAddr,
+    health: SocketAddr,
     ca: PathBuf,
     roots: Arc<RootCertStore>,
     told: Told,
@@ -418,13 +423,13 @@ impl Launched {
         let app = app::build(settings, options).await.unwrap();
         let roots = Arc::new(roots(&[&std::fs::read_to_string(&app.ca_files.ca).unwrap(), root]));
         let (places, proxy) = (app.places.clone(), app.address().unwrap());
-        let (admin, ca) = (app.admin.unwrap(), app.ca_files.ca.clone());
+        let (admin, health, ca) = (app.admin.unwrap(), app.health.unwrap(), app.ca_files.ca.clone());
         let told = Told::by(app.events.watch());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(app.run(async {
             let _ = stopped.await;
         }));
-        Self { places, proxy, admin, ca, roots, told, stop, running }
+        Self { places, proxy, admin, health, ca, roots, told, stop, running }
     }
 }
 
@@ -502,9 +507,10 @@ impl World {
     pub async fn restarts(&mut self) {
         self.begins_to_stop();
         self.ends().await;
-        let Launched { places, proxy, admin, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, health, ca, roots, told, stop, running } =
             Launched::new(&self.settings, self.authority.clone(), &self.user, &self.clock, &self.root).await;
-        (self.places, self.proxy, self.admin, self.ca, self.roots) = (places, proxy, admin, ca, roots);
+        (self.places, self.proxy, self.admin, self.health) = (places, proxy, admin, health);
+        (self.ca, self.roots) = (ca, roots);
         (self.told, self.stop, self.running) = (Mutex::new(told), Some(stop), Some(running));
     }
 

@@ -187,7 +187,7 @@ fn parse(text: &str, secrets: &dyn Fn(&str) -> Option<String>) -> Result<Setting
         name => secrets(name).or_else(|| std::env::var(name).ok()),
     };
     let settings = config::parse("doctor.yaml", text, &environment)?;
-    Ok(Settings { admin: None, ..settings })
+    Ok(Settings { admin: None, health: None, ..settings })
 }
 
 fn cannot(error: std::io::Error) -> CliError {

@@ -21,7 +21,7 @@ const MAKE_ONE: &str = "make one with `openssl rand -hex 24`";
 
 impl Check<'_> {
     /// Where the admin listener is; one that others can reach asks who they are.
-    pub(super) fn admin(
+    pub(in crate::config) fn admin(
         &mut self,
         top: &Spot<'_>,
         written: &Option<Parsed<AdminAddress>>,
@@ -51,8 +51,21 @@ impl Check<'_> {
         *address
     }
 
+    /// Whether whoever is on this machine may have it stop.
+    pub(super) fn quit(&mut self, spot: &Spot<'_>, written: Option<bool>, admin: Option<SocketAddr>) -> bool {
+        let wanted = written.unwrap_or_default();
+        if wanted && admin.is_none() {
+            self.refuse(spot, "it is asked for at the admin listener, which is off", "leave out `admin: off`");
+        }
+        wanted
+    }
+
     /// A secret that cannot be guessed.
-    pub(super) fn long_secret(&mut self, spot: &Spot<'_>, written: Option<Parsed<Secret>>) -> Option<Secret> {
+    pub(in crate::config) fn long_secret(
+        &mut self,
+        spot: &Spot<'_>,
+        written: Option<Parsed<Secret>>,
+    ) -> Option<Secret> {
         let Parsed(secret) = written?;
         self.warn_of_a_secret(spot);
         if secret.expose().len() < SHORTEST {

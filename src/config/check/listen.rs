@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Check;
 use crate::config::decode::{did_you_mean, list};
-use crate::config::leaf::{Count, FileMode, ListenPlace, Parsed, Size, Text};
+use crate::config::leaf::{Count, FileMode, HealthAddress, ListenPlace, Parsed, Size, Text};
 use crate::config::locate::Spot;
 use crate::config::schema::{self, Listener, ListenerKeys, OneOrMore};
 use crate::limits::Limits;
@@ -45,6 +45,22 @@ impl Check<'_> {
             listeners.push((place, entrance));
         }
         listeners
+    }
+
+    /// Where the health listener is. What it shows is for everybody, so that it may be anywhere; but in a place of its own.
+    pub(in crate::config) fn health(
+        &mut self,
+        spot: &Spot<'_>,
+        written: Option<Parsed<HealthAddress>>,
+        others: &[SocketAddr],
+    ) -> Option<SocketAddr> {
+        let Some(Parsed(HealthAddress(address))) = written else {
+            return (!spot.is_given()).then_some(schema::HEALTH);
+        };
+        if address.is_some_and(|address| address.port() != 0 && others.contains(&address)) {
+            self.refuse(spot, "another listener is at this place", "give each its own port");
+        }
+        address
     }
 
     fn listener(

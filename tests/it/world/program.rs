@@ -37,6 +37,7 @@ impl Home {
         Self::with(
             "listen: 127.0.0.1:0
 admin: 127.0.0.1:0
+health: 127.0.0.1:0
 providers:
   main:
     token_endpoint: https://auth.test/token

@@ -1,0 +1,180 @@
+//! The health listener: what probes ask of a sidecar, answered to anyone and during the drain too.
+//!
+//! It is the one listener that other machines may reach. So it changes nothing, and shows no secret and no user.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::drain::Drain;
+use crate::listen::{Connection, Listener};
+use crate::tokens::{Condition, Tokens};
+use crate::web::{self, json_response};
+
+/// How long one question and its answer may take.
+const LONGEST: Duration = Duration::from_secs(10);
+/// So many are answered at once. For a further one the oldest is cut: whoever holds connections keeps no probe out.
+const MOST: usize = 64;
+/// The largest head of a question, in bytes.
+const LARGEST_HEAD: usize = 16 << 10;
+/// How old a condition may be: whoever asks often does not have all tokens looked through each time.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long an answer waits for a condition. A kubelet gives a probe one second, and a store that is away takes longer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is known for probes. A clone is the same one.
+#[derive(Clone)]
+pub struct Health {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    drain: Drain,
+    /// Known when everything is bound and ready.
+    tokens: OnceLock<Tokens>,
+    last: Mutex<Option<(Instant, Arc<Condition>)>>,
+    /// Held while the condition is looked at: one look serves all who ask.
+    looks: tokio::sync::Mutex<()>,
+}
+
+impl Health {
+    /// Of a sidecar that is starting; `drain` says when it stops.
+    pub fn new(drain: Drain) -> Self {
+        let (tokens, last, looks) = (OnceLock::new(), Mutex::default(), tokio::sync::Mutex::default());
+        Self { inner: Arc::new(Inner { drain, tokens, last, looks }) }
+    }
+
+    /// The sidecar has started.
+    pub fn started(&self, tokens: Tokens) {
+        let _ = self.inner.tokens.set(tokens);
+    }
+
+    /// Answers until the handle goes: before the start, and through the drain.
+    pub fn serve(&self, listener: Listener) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(tokio::spawn(serve(listener, self.router())))
+    }
+
+    fn router(&self) -> Router {
+        Router::new()
+            .route("/", get(index))
+            .route("/startupz", get(startup))
+            .route("/livez", get(|| async { json_response(StatusCode::OK, &json!({ "status": "ok" })) }))
+            .route("/readyz", get(ready))
+            .with_state(self.clone())
+            .layer(middleware::map_response(async |mut response: Response| {
+                web::secure(response.headers_mut());
+                response
+            }))
+    }
+
+    /// How the tokens fare, at most a little ago.
+    async fn condition(&self, tokens: &Tokens) -> Option<Arc<Condition>> {
+        let (this, tokens) = (self.clone(), tokens.clone());
+        // In a task of its own: whoever comes next has what a hasty one did not wait for.
+        let look = tokio::spawn(async move {
+            let _turn = this.inner.looks.lock().await;
+            if this.last().is_none_or(|(at, _)| at.elapsed() > FRESH) {
+                let condition = Arc::new(tokens.condition().await);
+                *this.inner.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), condition));
+            }
+        });
+        let _ = timeout(PATIENCE, look).await;
+        self.last().map(|(_, condition)| condition)
+    }
+
+    fn last(&self) -> Option<(Instant, Arc<Condition>)> {
+        self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn index() -> impl IntoResponse {
+    concat!(
+        "Sidebearer ",
+        env!("CARGO_PKG_VERSION"),
+        "\n\n/startupz  200 once it has started\n/livez     200 while it runs\n/readyz    200 until it stops, and how its \
+         tokens fare\n"
+    )
+}
+
+async fn startup(State(health): State<Health>) -> Response {
+    match health.inner.tokens.get() {
+        Some(_) => json_response(StatusCode::OK, &json!({ "status": "started" })),
+        None => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": "starting" })),
+    }
+}
+
+/// Ready from the start to the stop: a provider that is down is told in the body, and takes no agent out of service.
+async fn ready(State(health): State<Health>) -> Response {
+    let unready = |status: &str| json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "status": status }));
+    let Some(tokens) = health.inner.tokens.get() else { return unready("starting") };
+    if health.inner.drain.is_started() {
+        return unready("stopping");
+    }
+    match health.condition(tokens).await {
+        Some(condition) => json_response(StatusCode::OK, &told(&condition)),
+        None => json_response(StatusCode::OK, &json!({ "status": "unknown", "troubles": [], "providers": [] })),
+    }
+}
+
+/// What may be told to anyone: codes, and not the words around them, in which a path or a host may stand.
+fn told(condition: &Condition) -> Value {
+    let status = if condition.troubles.is_empty() { "ok" } else { "degraded" };
+    let troubles = condition.troubles.iter().map(|trouble| {
+        let provider = trouble.provider.as_ref().map(|provider| provider.as_str());
+        json!({ "code": trouble.code, "provider": provider })
+    });
+    let providers = condition.providers.iter().map(|fare| {
+        json!({
+            "provider": fare.provider.as_str(),
+            "state": fare.state(),
+            "tokens": fare.tokens,
+            "expires_in": fare.expires_in.map(|left| left.as_secs()),
+        })
+    });
+    json!({
+        "status": status,
+        "troubles": troubles.collect::<Vec<_>>(),
+        "providers": providers.collect::<Vec<_>>(),
+    })
+}
+
+async fn serve(mut listener: Listener, router: Router) {
+    let mut answered: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
+    loop {
+        let stream = listener.accept().await;
+        answered.retain(|one| !one.is_finished());
+        if answered.len() == MOST {
+            answered.pop_front();
+        }
+        answered.push_back(AbortOnDropHandle::new(tokio::spawn(answer(stream, router.clone()))));
+    }
+}
+
+/// Answers one question. No second one comes on its connection: those who ask do so seldom, and nothing is kept for them.
+async fn answer(stream: Connection, router: Router) {
+    let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(LONGEST)
+        .keep_alive(false)
+        .max_buf_size(LARGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = pin!(connection);
+    if let Ok(Err(error)) = timeout(LONGEST, connection).await {
+        tracing::debug!(%error, "a probe's connection ended");
+    }
+}
