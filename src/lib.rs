@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`events`], [`telemetry`], [`audit`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`events`], [`telemetry`], [`audit`] |
 //!
 //! One request:
 //!
@@ -51,6 +51,7 @@ pub mod routes;
 pub mod secret;
 pub mod seldom;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 pub mod tokens;
 pub mod upstream;

@@ -15,6 +15,7 @@ use crate::events::{Events, Missing};
 use crate::names::ProviderName;
 use crate::oauth::{OnMissing, Provider};
 use crate::secret::Secret;
+use crate::systemd;
 use crate::upstream::Calls;
 
 /// How long a command may take.
@@ -101,6 +102,9 @@ async fn tell(calls: Arc<Calls>, whom: OnMissing, missing: Missing) {
         let mut command = Command::new(program);
         command.args(arguments).arg(&missing.connect_url).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::null()).kill_on_drop(true);
+        for name in systemd::VARIABLES {
+            command.env_remove(name);
+        }
         match tokio::time::timeout(COMMAND, command.status()).await {
             Ok(Ok(status)) if status.success() => {}
             Ok(Ok(status)) => tracing::warn!(%provider, %status, "the command that tells a user failed"),

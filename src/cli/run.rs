@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::drain::Drained;
 use crate::names::UserName;
+use crate::systemd;
 
 /// Runs the sidecar; 0 when it drained, 1 when it was forced.
 pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
@@ -19,18 +20,23 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let admin = app.admin.map(|admin| admin.to_string());
     let health = app.health.map(|health| health.to_string());
     tracing::info!(address, admin, health, ca, routes = settings.routes.len(), "listening");
+    let status = format!("listening on {address}");
     let stop = async move {
+        // Polled first when everything is served.
+        systemd::ready(&status);
         let why = tokio::select! {
             () = signals.next() => "signal",
             () = quit => "quit",
         };
         tracing::info!(why, "stopping; a second signal stops at once");
+        systemd::stopping("live requests finish");
         tokio::spawn(async move {
             signals.next().await;
             // What must be durable is durable before anyone sees it, so there is nothing to save here.
             std::process::exit(1);
         });
     };
+    let _alive = systemd::watchdog();
     let drained = app.run(stop).await;
     tracing::info!(clean = drained == Drained::Clean, "stopped");
     Ok(if drained == Drained::Clean { 0 } else { 1 })

@@ -26,6 +26,7 @@ const FLOORS: [&[&str]; 10] = [
         "limits",
         "process",
         "seldom",
+        "systemd",
         "events",
         "telemetry",
         "audit",

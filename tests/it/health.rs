@@ -1,6 +1,7 @@
 //! The health listener, what asks it, and how a sidecar is told to stop.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -291,4 +292,38 @@ async fn without_the_key_nobody_can_have_it_quit() {
     assert_eq!((refused.code, refused.stderr.as_str()), (1, said));
     sidecar.gets(Signal::TERM);
     assert_eq!(sidecar.ends().await, 0);
+}
+
+#[tokio::test]
+async fn systemd_is_told_when_it_has_started_lives_and_stops_and_what_it_runs_is_not_asked_to() {
+    let home = findable("store:\n  key_command: [sh, printer]\n");
+    let script = "echo \"$NOTIFY_SOCKET$WATCHDOG_USEC$WATCHDOG_PID\" >seen\n\
+                  echo AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n";
+    std::fs::write(home.path("printer"), script).unwrap();
+    let socket = UnixDatagram::bind(home.path("notify.sock")).unwrap();
+    socket.set_read_timeout(Some(crate::world::DEADLINE)).unwrap();
+    let mut command = home.command(["run"]);
+    command.env("NOTIFY_SOCKET", home.path("notify.sock")).env("WATCHDOG_USEC", "200000");
+    let (mut sidecar, line) = of(Running::of(command)).await;
+    let told = move || {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let told = std::sync::Arc::new(told);
+    let next = async |wanted: &'static str| {
+        let told = told.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            std::iter::repeat_with(|| told()).find(|message| message.starts_with(wanted)).unwrap()
+        });
+        soon(found).await.unwrap()
+    };
+    let address = line["address"].as_str().unwrap();
+    assert_eq!(next("READY=1\n").await, format!("READY=1\nSTATUS=listening on {address}\n"));
+    assert_eq!(next("WATCHDOG=1\n").await, "WATCHDOG=1\n");
+    assert_eq!(next("WATCHDOG=1\n").await, "WATCHDOG=1\n");
+    sidecar.gets(Signal::TERM);
+    assert_eq!(next("STOPPING=1\n").await, "STOPPING=1\nSTATUS=live requests finish\n");
+    assert_eq!(sidecar.ends().await, 0);
+    assert_eq!(std::fs::read_to_string(home.path("seen")).unwrap(), "\n");
 }

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::Key;
 use crate::process;
 use crate::secret::Secret;
+use crate::systemd;
 
 /// A program that prints keys, one a line in standard base64. It is run directly: no shell looks at its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,9 @@ impl KeyCommand {
         let mut command = Command::new(&self.program);
         command.args(self.arguments.iter().map(Secret::expose)).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for name in systemd::VARIABLES {
+            command.env_remove(name);
+        }
         if alone {
             command.process_group(0);
         }
