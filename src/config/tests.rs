@@ -989,3 +989,25 @@ fn an_admin_listener_that_others_reach_asks_who_they_are() {
         assert!(mistakes(line).contains(expected), "{line}: {}", mistakes(line));
     }
 }
+
+#[test]
+fn the_health_listener_may_be_anywhere_but_where_another_one_is() {
+    assert_eq!(settings("").health.unwrap().to_string(), "127.0.0.1:3130");
+    assert_eq!(settings("health: 0.0.0.0:3130").health.unwrap().to_string(), "0.0.0.0:3130");
+    assert_eq!(settings("health: off").health, None);
+    assert_eq!(settings("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nhealth: 127.0.0.1:0\n").health.unwrap().port(), 0);
+    for (text, said) in [
+        ("health: here", "1:9: health: expected an address and a port, as in `127.0.0.1:3130`, or `off`"),
+        ("health: 127.0.0.1:3129", "1:9: health: another listener is at this place"),
+        ("health: 127.0.0.1:3128", "1:9: health: another listener is at this place"),
+    ] {
+        assert!(mistakes(text).contains(said), "{text}: {}", mistakes(text));
+    }
+}
+
+#[test]
+fn quit_is_off_until_it_is_written_and_needs_the_admin_listener() {
+    assert!(!settings("").quit && settings("quit: true").quit);
+    let said = "1:7: quit: it is asked for at the admin listener, which is off";
+    assert!(mistakes("quit: true\nadmin: off\n").contains(said));
+}

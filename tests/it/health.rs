@@ -272,7 +272,7 @@ async fn quit_is_for_whoever_is_on_the_same_machine_by_the_address_that_they_com
     stream.write_all(format!("{head}Connection: close\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
     let mut heard = String::new();
     soon(stream.read_to_string(&mut heard)).await.unwrap();
-    assert!(heard.starts_with("HTTP/1.1 403") && heard.contains("its own machine"), "{heard}");
+    assert!(heard.starts_with("HTTP/1.1 403") && heard.contains("own machine"), "{heard}");
 }
 
 /// An address of this machine that is not loopback.
