@@ -33,6 +33,7 @@ use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Listener, Place};
 use crate::names::UserName;
+use crate::proxy::caller::Entrance;
 use crate::proxy::{self, Front};
 use crate::routes::Routes;
 use crate::store::key::{KeyError, Keyring};
@@ -69,6 +70,8 @@ pub enum Authority {
 pub struct App {
     /// Where agents reach it, each in the settings' order.
     pub places: Vec<Place>,
+    /// Where redirected connections reach it, likewise.
+    pub transparent: Vec<Place>,
     /// What agents are to trust.
     pub ca_files: CaFiles,
     /// What happens in it.
@@ -80,6 +83,7 @@ pub struct App {
     probes: Option<Probes>,
     quit: Quit,
     listeners: Vec<Listener>,
+    redirected: Vec<Listener>,
     front: Front,
     tokens: Tokens,
     pages: Option<Pages>,
@@ -113,10 +117,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     // For the demo's reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = CryptoProvider::clone(&crypto::provider()).install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
-    let mut listeners = Vec::new();
-    for (place, _) in &settings.listen {
-        listeners.push(bind("listen", place).await?);
-    }
+    let listeners = bind_all("listen", &settings.listen).await?;
+    let redirected = bind_all("transparent", &settings.transparent).await?;
     let admin = match settings.admin {
         Some(at) => Some(bind_at("admin", at).await?),
         None => None,
@@ -128,7 +130,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         Some(at) => Some(probes(at, &drain).await?).unzip(),
         None => (None, None),
     };
-    let places: Vec<Place> = listeners.iter().map(|listener| listener.place().clone()).collect();
+    let (places, transparent) = (bound(&listeners), bound(&redirected));
 
     tokio::task::spawn_blocking(crypto::warm_up);
     let roots = load_roots(settings);
@@ -145,7 +147,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     ca_files.write(&ca, roots.certificates(), lasting)?;
 
     let events = Events::default();
-    let own = places.iter().filter_map(Place::address).chain(admin.as_ref().map(|(_, at)| *at)).chain(health);
+    let own = places.iter().chain(&transparent).filter_map(Place::address);
+    let own = own.chain(admin.as_ref().map(|(_, at)| *at)).chain(health);
     let dialer = dialer(settings, &roots, own.collect())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
     let (servers, webhooks) = (calls.clone(), calls);
@@ -184,7 +187,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         events: events.clone(),
         drain: drain.clone(),
         agents: settings.agents.clone(),
-        entrances: settings.listen.iter().map(|(_, entrance)| entrance.clone()).collect(),
+        entrances: settings.listen.iter().chain(&settings.transparent).map(|(_, entrance)| entrance.clone()).collect(),
         user,
         links,
         audit: audit.clone(),
@@ -194,6 +197,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
     Ok(App {
         places,
+        transparent,
         ca_files,
         events,
         admin,
@@ -201,6 +205,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         probes,
         quit,
         listeners,
+        redirected,
         front,
         tokens,
         pages,
@@ -236,6 +241,18 @@ fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>) -> Result<Di
     let dialer = Dialer::new(roots, settings.resolve.clone(), settings.proxies.clone(), &settings.limits)?;
     dialer.refuse(own);
     Ok(dialer)
+}
+
+async fn bind_all(key: &'static str, places: &[(Place, Entrance)]) -> Result<Vec<Listener>, AppError> {
+    let mut listeners = Vec::new();
+    for (place, _) in places {
+        listeners.push(bind(key, place).await?);
+    }
+    Ok(listeners)
+}
+
+fn bound(listeners: &[Listener]) -> Vec<Place> {
+    listeners.iter().map(|listener| listener.place().clone()).collect()
 }
 
 async fn bind(key: &'static str, place: &Place) -> Result<Listener, AppError> {
@@ -301,8 +318,8 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
     let (clock, drain) = (Clock::system(), Drain::default());
-    let own =
-        settings.listen.iter().filter_map(|(place, _)| place.address()).chain(settings.admin).chain(settings.health);
+    let own = settings.listen.iter().chain(&settings.transparent).filter_map(|(place, _)| place.address());
+    let own = own.chain(settings.admin).chain(settings.health);
     let servers = Arc::new(Calls::new(dialer(settings, &roots, own.collect())?));
     let (events, shared) = (Events::default(), store.clone());
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
@@ -325,14 +342,21 @@ impl App {
 
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let App { probes, listeners, front, tokens, pages, notifier, drain, audit, deadline, limits, .. } = self;
+        let App {
+            probes, listeners, redirected, front, tokens, pages, notifier, drain, audit, deadline, limits, ..
+        } = self;
         if let Some(probes) = &probes {
             probes.health.started(tokens.clone());
         }
         let mut serving = JoinSet::new();
+        let first_redirected = listeners.len();
         for (entrance, listener) in listeners.into_iter().enumerate() {
             let front = front.clone();
             serving.spawn(async move { front.serve(listener, entrance).await });
+        }
+        for (entrance, listener) in redirected.into_iter().enumerate() {
+            let front = front.clone();
+            serving.spawn(async move { front.serve_redirected(listener, first_redirected + entrance).await });
         }
         tokio::spawn(async move { tokens.follow_store().await });
         tokio::spawn(notifier.run());

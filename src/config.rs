@@ -43,6 +43,8 @@ use crate::upstream::Proxies;
 pub struct Settings {
     /// Where agents reach the proxy, and who comes in there. Never empty.
     pub listen: Vec<(Place, Entrance)>,
+    /// Where redirected connections come in, if anywhere, and who comes in there. Never a Unix socket.
+    pub transparent: Vec<(Place, Entrance)>,
     /// Where people and their browsers reach the sidecar, if they can.
     pub admin: Option<SocketAddr>,
     /// What whoever uses the admin listener has to know.

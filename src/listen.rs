@@ -138,6 +138,29 @@ impl Listener {
     }
 }
 
+/// Where a connection was meant to go before a packet filter redirected it here; nothing, where none did.
+pub fn meant_for(connection: &Connection) -> Option<SocketAddr> {
+    let Either::Left(stream) = connection else { return None };
+    let here = stream.local_addr().ok()?;
+    // A connection that was not redirected has either no such record, or one that names this very listener.
+    original(stream, here).filter(|to| *to != here)
+}
+
+#[cfg(target_os = "linux")]
+fn original(stream: &TcpStream, here: SocketAddr) -> Option<SocketAddr> {
+    use rustix::net::sockopt::{ip_original_dst, ipv6_original_dst};
+    match here {
+        SocketAddr::V4(_) => ip_original_dst(stream).ok().map(SocketAddr::V4),
+        // Its scope tells two addresses of one link apart, and would tell one from itself.
+        SocketAddr::V6(_) => ipv6_original_dst(stream).ok().map(|to| (*to.ip(), to.port()).into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn original(_: &TcpStream, _: SocketAddr) -> Option<SocketAddr> {
+    None
+}
+
 /// Small answers go out at once, and a peer that is gone without a word is noticed.
 fn prepared(connection: Connection) -> Connection {
     if let Either::Left(stream) = &connection {

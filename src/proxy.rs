@@ -13,6 +13,7 @@ mod intercept;
 #[doc(hidden)]
 pub mod measured;
 mod missing;
+mod opening;
 mod pace;
 mod patience;
 mod places;
@@ -22,6 +23,7 @@ mod reject;
 mod rest;
 mod stalls;
 mod target;
+mod transparent;
 mod tunnel;
 mod websocket;
 mod wire;
@@ -118,7 +120,7 @@ pub struct Parts {
     pub drain: Drain,
     /// Who may send requests; any caller when there are none.
     pub agents: Vec<Arc<Agent>>,
-    /// Who comes in at each listener.
+    /// Who comes in at each listener, and then at each for redirected connections.
     pub entrances: Vec<Entrance>,
     /// For whom callers act, where there are no agents.
     pub user: UserName,
@@ -450,6 +452,7 @@ impl Proxy {
             Arrival::Tunnel(tunnel) => {
                 record.caller(&tunnel.caller);
                 target::agrees(&request, &tunnel.origin.authority)?;
+                self.in_the_clear(&tunnel.origin)?;
                 (tunnel.origin.clone(), self.admit_again(&tunnel)?)
             }
             Arrival::Proxy(entrance, next) => {
@@ -477,9 +480,6 @@ impl Proxy {
     fn admit_again(&self, tunnel: &Tunnel) -> Result<Caller, Reject> {
         if tunnel.admitted_by == self.inner.number {
             return Ok(tunnel.caller.clone());
-        }
-        if tunnel.origin.plaintext {
-            self.plain(tunnel.origin.authority.clone())?;
         }
         self.inner.door.admit_again(self.entrance(tunnel.entrance), &tunnel.caller)
     }
@@ -511,13 +511,19 @@ impl Proxy {
         Tunnel { origin, name, caller, entrance, admitted_by: self.inner.number }
     }
 
-    /// Where an absolute-form `http://` request goes: never in the clear to a host whose routes say TLS.
+    /// Where an absolute-form `http://` request goes.
     fn plain(&self, authority: Authority) -> Result<Origin, Reject> {
-        let routes = &self.parts().routes;
-        if routes.names(&authority.host) && !routes.plaintext(&authority) {
+        let origin = Origin { authority, plaintext: true, http: Default::default() };
+        self.in_the_clear(&origin).map(|()| origin)
+    }
+
+    /// Refuses what would go in the clear to a host whose routes say TLS.
+    fn in_the_clear(&self, origin: &Origin) -> Result<(), Reject> {
+        let (routes, to) = (&self.parts().routes, &origin.authority);
+        if origin.plaintext && routes.names(&to.host) && !routes.plaintext(to) {
             return Err(Reject::Plaintext);
         }
-        Ok(Origin { authority, plaintext: true, http: Default::default() })
+        Ok(())
     }
 
     fn parts(&self) -> &Parts {
@@ -607,12 +613,19 @@ impl Record {
                 authority.rsplit('@').next().unwrap_or_default().into()
             }
         };
+        let mut record = Self::connect(authority, events);
+        record.method = request.method().clone();
+        record.path = request.uri().path().to_owned();
+        record
+    }
+
+    fn connect(authority: Arc<str>, events: &Events) -> Self {
         Self {
             events: events.clone(),
             started: Instant::now(),
-            method: request.method().clone(),
+            method: Method::CONNECT,
             authority,
-            path: request.uri().path().to_owned(),
+            path: String::new(),
             route: None,
             provider: None,
             agent: None,

@@ -80,6 +80,7 @@ pub(super) fn private(settings: Settings) -> Settings {
     let admin = settings.admin.map(|_| FREE);
     Settings {
         listen,
+        transparent: Vec::new(),
         admin,
         admin_token: None,
         public_url: None,

@@ -7,6 +7,7 @@ use crate::app::{self, Authority, Options};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::drain::Drained;
+use crate::listen::Place;
 use crate::names::UserName;
 use crate::systemd;
 
@@ -15,11 +16,13 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = app::build(settings, options).await?;
     let (mut signals, quit) = (Signals::listen()?, app.quit());
-    let address = app.places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let shown = |places: &[Place]| places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let address = shown(&app.places);
+    let transparent = (!app.transparent.is_empty()).then(|| shown(&app.transparent));
     let ca = app.ca_files.ca.display().to_string();
     let admin = app.admin.map(|admin| admin.to_string());
     let health = app.health.map(|health| health.to_string());
-    tracing::info!(address, admin, health, ca, routes = settings.routes.len(), "listening");
+    tracing::info!(address, transparent, admin, health, ca, routes = settings.routes.len(), "listening");
     let status = format!("listening on {address}");
     let stop = async move {
         // Polled first when everything is served.

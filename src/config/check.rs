@@ -46,12 +46,15 @@ impl Check<'_> {
         let hosts = hosts(&file.providers);
         let agents = self.agents(&top, file.agents);
         let listen = self.listen(&top, file.listen, &agents);
+        let transparent = self.transparent(&top, file.transparent, &agents, &listen);
         let admin = self.admin(&top, &file.admin, &file.admin_token, &file.public_url);
-        let mut own: Vec<SocketAddr> = listen.iter().filter_map(|(place, _)| place.address()).chain(admin).collect();
+        let own = listen.iter().chain(&transparent).filter_map(|(place, _)| place.address()).chain(admin);
+        let mut own: Vec<SocketAddr> = own.collect();
         let health = self.health(&top.key("health"), file.health, &own);
         own.extend(health);
         Settings {
             listen,
+            transparent,
             admin,
             admin_token: self.long_secret(&top.key("admin_token"), file.admin_token),
             quit: self.quit(&top.key("quit"), file.quit, admin),

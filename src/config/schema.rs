@@ -34,6 +34,9 @@ pub(super) const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCAL
 pub(super) struct File {
     /// Where agents reach the proxy, or a list of such places; `127.0.0.1:3128` when left out.
     pub listen: Option<OneOrMore<Listener>>,
+    /// Where a packet filter redirects the connections of agents that know of no proxy, or a list of such places; nowhere
+    /// when left out.
+    pub transparent: Option<OneOrMore<Listener>>,
     /// Where people and their browsers reach the dashboard, consent and the admin API, or `off`; `127.0.0.1:3129` when
     /// left out.
     pub admin: Option<Parsed<AdminAddress>>,

@@ -17,16 +17,25 @@ use crate::host::{Authority, Host, HostName};
 
 /// Says 200, and serves what comes through the tunnel as if it were the host.
 pub(super) fn open(proxy: &Proxy, request: Request<Incoming>, tunnel: Tunnel, next: &Next) -> Response<ResponseBody> {
-    let (front, tunnel, events) = (proxy.front(), Arc::new(tunnel), proxy.parts().events.clone());
-    events.tunnel(&tunnel.origin.authority, TunnelStep::Open);
+    let (front, tunnel) = (proxy.front(), Arc::new(tunnel));
+    proxy.parts().events.tunnel(&tunnel.origin.authority, TunnelStep::Open);
     next.set(async move {
         let Some(agent) = bare::connection(request).await else { return };
-        if let Err(error) = serve(&front, agent, &tunnel).await {
-            events.tunnel(&tunnel.origin.authority, TunnelStep::Failed { error: error.to_string() });
-            tell(&front, &tunnel.origin.authority, &error);
-        }
+        answer(&front, agent, &tunnel).await;
     });
     Response::new(ResponseBody::whole(Bytes::new()))
+}
+
+/// Serves a connection to its end, and tells where nothing comes of it.
+pub(super) async fn answer<IO>(front: &Front, agent: IO, tunnel: &Arc<Tunnel>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if let Err(error) = serve(front, agent, tunnel).await {
+        let to = &tunnel.origin.authority;
+        front.current().parts().events.tunnel(to, TunnelStep::Failed { error: error.to_string() });
+        tell(front, to, &error);
+    }
 }
 
 /// Once for each host: an agent that does not trust the CA tries again and again.

@@ -111,7 +111,7 @@ impl Reject {
         }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Reject::NotForAProxy
             | Reject::NeedsConnect

@@ -33,7 +33,8 @@ pub(super) async fn open(
     Ok(Response::new(ResponseBody::whole(Bytes::new())))
 }
 
-async fn carry(mut agent: Paced<Connection>, mut upstream: Leg) -> io::Result<()> {
+/// Carries what either says to the other, until both have ended.
+pub(super) async fn carry(mut agent: Paced<Connection>, mut upstream: Leg) -> io::Result<()> {
     if let Some(upstream) = upstream.as_tcp()
         && let Some((agent, said, patience)) = agent.as_tcp()
     {

@@ -30,6 +30,14 @@ impl Leg {
         }
     }
 
+    /// Waits until the other end has said something, or ended; whether that can be seen at all. Nothing is read.
+    pub async fn has_spoken(&mut self) -> bool {
+        match self.as_tcp() {
+            Some(stream) => stream.peek(&mut [0]).await.is_ok(),
+            None => !self.early.is_empty(),
+        }
+    }
+
     /// The same, where these bytes have already been read.
     pub(super) fn after(self, early: Bytes) -> Self {
         Self { early, ..self }

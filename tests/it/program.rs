@@ -65,6 +65,22 @@ async fn check_says_what_each_route_grants() {
 }
 
 #[tokio::test]
+async fn a_connection_that_nothing_redirected_is_closed_and_the_log_says_what_leads_there() {
+    // CLR-004
+    let text = std::fs::read_to_string(Home::with_provider().path("proxy.yaml")).unwrap();
+    let home = Home::with(&format!("{text}transparent: ['127.0.0.1:0', '[::1]:0']\n"));
+    let mut sidecar = home.start(["run"]);
+    let line: serde_json::Value = serde_json::from_str(&sidecar.logs("\"listening\"").await).unwrap();
+    for address in line["transparent"].as_str().unwrap().split(", ") {
+        let connection = soon(TcpStream::connect(address)).await.unwrap();
+        let mut agent = Raw::new(connection, Arc::new(RootCertStore::empty()), Heard::default());
+        assert_eq!(agent.hears_to_the_end().await, "");
+        let line = sidecar.logs("not redirected").await;
+        assert!(line.contains(address) && line.contains("HTTPS_PROXY names an address of `listen`"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_is_not_there_and_a_word_that_is_no_command_are_told_apart() {
     let home = Home::with("");
     assert_eq!(home.run(["check", "--config", "none.yaml"]).await.code, 64);

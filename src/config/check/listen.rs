@@ -32,16 +32,11 @@ impl Check<'_> {
         if written.is_empty() && !spot.has_broken_items() {
             self.refuse(&spot, "an empty list lets nobody in", "leave out `listen` for `127.0.0.1:3128`");
         }
-        let items: Vec<_> = spot.items().collect();
-        let spots = if items.is_empty() { vec![spot] } else { items };
         let has_agents = top.key("agents").is_given();
-        let mut listeners: Vec<(Place, Entrance)> = Vec::new();
-        for (spot, Listener(keys)) in spots.iter().zip(written) {
-            let Some((place, entrance)) = self.listener(spot, keys, agents, has_agents) else { continue };
-            let open = place.address().is_some_and(|address| address.port() == 0);
-            if !open && listeners.iter().any(|(other, _)| is_same(other, &place)) {
-                self.refuse(spot, "another listener is at this place", "give each its own port or path");
-            }
+        let mut listeners = Vec::new();
+        for (spot, Listener(keys)) in each(spot).zip(written) {
+            let Some((place, entrance)) = self.listener(&spot, keys, agents, has_agents) else { continue };
+            self.refuse_taken(&spot, &place, &listeners);
             listeners.push((place, entrance));
         }
         listeners
@@ -61,6 +56,54 @@ impl Check<'_> {
             self.refuse(spot, "another listener is at this place", "give each its own port");
         }
         address
+    }
+
+    /// The listeners for redirected connections, in file order.
+    pub(super) fn transparent(
+        &mut self,
+        top: &Spot<'_>,
+        written: Option<OneOrMore<Listener>>,
+        agents: &[Arc<Agent>],
+        others: &[(Place, Entrance)],
+    ) -> Vec<(Place, Entrance)> {
+        let Some(OneOrMore(written)) = written else { return Vec::new() };
+        let has_agents = top.key("agents").is_given();
+        let mut listeners = Vec::new();
+        for (spot, Listener(keys)) in each(top.key("transparent")).zip(written) {
+            if !self.can_be_led_to(&spot, &keys) {
+                continue;
+            }
+            if has_agents && !spot.key("user").is_given() && !spot.key("agent").is_given() {
+                let what = "a redirected connection cannot show whose it is, and `agent` is missing";
+                self.refuse(&spot, what, "write which of `agents` comes in here, and for which `user`");
+            }
+            let Some((place, entrance)) = self.listener(&spot, keys, agents, has_agents) else { continue };
+            self.refuse_taken(&spot, &place, others);
+            self.refuse_taken(&spot, &place, &listeners);
+            listeners.push((place, entrance));
+        }
+        listeners
+    }
+
+    /// Refuses a place to which no packet filter leads what this machine's own programs send.
+    fn can_be_led_to(&mut self, spot: &Spot<'_>, keys: &ListenerKeys) -> bool {
+        let at = if spot.key("address").is_given() { spot.key("address") } else { spot.clone() };
+        let what = match &keys.address {
+            Some(Parsed(ListenPlace::Tcp(address))) if !address.ip().is_loopback() => {
+                "connections are redirected to an address of this machine that no other reaches"
+            }
+            Some(Parsed(ListenPlace::Unix(_))) => "no connection is redirected to a Unix socket",
+            _ => return true,
+        };
+        self.refuse(&at, what, "write `127.0.0.1:3131`; and `[::1]:3131` beside it, for IPv6");
+        false
+    }
+
+    fn refuse_taken(&mut self, spot: &Spot<'_>, place: &Place, others: &[(Place, Entrance)]) {
+        let open = place.address().is_some_and(|address| address.port() == 0);
+        if !open && others.iter().any(|(other, _)| is_same(other, place)) {
+            self.refuse(spot, "another listener is at this place", "give each its own port or path");
+        }
     }
 
     fn listener(
@@ -202,6 +245,12 @@ impl Check<'_> {
         }
         limits
     }
+}
+
+/// The places of one value, or of each in a list.
+fn each(spot: Spot<'_>) -> impl Iterator<Item = Spot<'_>> {
+    let items: Vec<_> = spot.items().collect();
+    if items.is_empty() { vec![spot] } else { items }.into_iter()
 }
 
 fn is_same(one: &Place, other: &Place) -> bool {

@@ -4,12 +4,16 @@ use super::*;
 
 /// Each place, with whom it speaks for.
 pub(super) fn shown(settings: &Settings) -> Vec<String> {
+    all(&settings.listen)
+}
+
+fn all(listeners: &[(Place, Entrance)]) -> Vec<String> {
     let names = |entrance: &Entrance| {
         let agent = entrance.agent.as_ref().map(|agent| format!(" {}", agent.name)).unwrap_or_default();
         let user = entrance.user.as_ref().map(|user| format!(" for {user}")).unwrap_or_default();
         agent + &user
     };
-    settings.listen.iter().map(|(place, entrance)| format!("{place}{}", names(entrance))).collect()
+    listeners.iter().map(|(place, entrance)| format!("{place}{}", names(entrance))).collect()
 }
 
 const AGENTS: &str = "\
@@ -99,6 +103,55 @@ hint: choose a shorter folder, as `/run/sidebearer`";
         mistakes("listen: []"),
         "proxy.yaml:1:1: listen: an empty list lets nobody in\nhint: leave out `listen` for `127.0.0.1:3128`"
     );
+}
+
+#[test]
+fn redirected_connections_come_in_where_only_this_machine_leads_them_and_as_the_configuration_says() {
+    // LST-013, LST-014, CLR-003
+    assert!(settings("").transparent.is_empty());
+    assert_eq!(all(&settings("transparent: []").transparent), [""; 0]);
+    assert_eq!(all(&settings("transparent: 127.0.0.1:3131").transparent), ["127.0.0.1:3131"]);
+    let text = format!(
+        "{AGENTS}transparent: ['[::1]:1', {{address: 127.0.0.1:0, user: bob}}, {{address: 127.0.0.1:2, agent: secretary}}]"
+    );
+    let said = mistakes(&text);
+    assert_eq!(
+        said,
+        "proxy.yaml:4:15: transparent[0]: a redirected connection cannot show whose it is, and `agent` is missing
+hint: write which of `agents` comes in here, and for which `user`"
+    );
+    let settings = settings(&text.replace("'[::1]:1'", "{address: '[::1]:1', agent: researcher, user: alice}"));
+    let expected = ["[::1]:1 researcher for alice", "127.0.0.1:0 for bob", "127.0.0.1:2 secretary for alice"];
+    assert_eq!(all(&settings.transparent), expected);
+
+    let text = "transparent:
+  - 0.0.0.0:3131
+  - '[::]:1'
+  - {address: 192.0.2.1:2, user: ada}
+  - '[::ffff:127.0.0.1]:3'
+  - unix:/run/a.sock
+  - 127.0.0.1:3128
+  - 127.0.0.1:5
+  - 127.0.0.1:5
+  - {address: 127.0.0.1:6, agent: nobody}
+listen: 127.0.0.1:3128
+";
+    let elsewhere = "connections are redirected to an address of this machine that no other reaches";
+    let hint = "hint: write `127.0.0.1:3131`; and `[::1]:3131` beside it, for IPv6";
+    let taken = "another listener is at this place\nhint: give each its own port or path";
+    let expected = [
+        format!("proxy.yaml:2:5: transparent[0]: {elsewhere}\n{hint}"),
+        format!("proxy.yaml:3:5: transparent[1]: {elsewhere}\n{hint}"),
+        format!("proxy.yaml:4:15: transparent[2].address: {elsewhere}\n{hint}"),
+        format!("proxy.yaml:5:5: transparent[3]: {elsewhere}\n{hint}"),
+        format!("proxy.yaml:6:5: transparent[4]: no connection is redirected to a Unix socket\n{hint}"),
+        format!("proxy.yaml:7:5: transparent[5]: {taken}"),
+        format!("proxy.yaml:9:5: transparent[7]: {taken}"),
+        "proxy.yaml:10:35: transparent[8].agent: no agent is named `nobody`\n\
+         hint: there are none: add it under `agents`, or leave this out"
+            .to_owned(),
+    ];
+    assert_eq!(mistakes(text), expected.join("\n"));
 }
 
 #[test]
