@@ -4,6 +4,7 @@ pub mod agent;
 mod authority;
 pub mod child;
 mod notify;
+mod traces;
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ use crate::store::{Store, StoreError};
 use crate::tokens::{self, Tokens};
 use crate::upstream::{Calls, Dialer, Roots, RootsError, Upstream};
 use crate::web::{self, Guard};
+use traces::Export;
 
 /// How long a sidecar waits at its start for a store that is away, and how soon it asks again.
 const STORE_WAIT: Duration = Duration::from_secs(15);
@@ -90,6 +92,7 @@ pub struct App {
     notifier: notify::Notifier,
     drain: Drain,
     audit: Option<Audit>,
+    export: Option<Export>,
     deadline: Duration,
     limits: Limits,
 }
@@ -151,6 +154,8 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let own = own.chain(admin.as_ref().map(|(_, at)| *at)).chain(health);
     let dialer = dialer(settings, &roots, own.collect())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
+    let traces = settings.traces.clone().map(|collector| Export::start(collector, calls.clone()));
+    let (traces, export) = traces.unzip();
     let (servers, webhooks) = (calls.clone(), calls);
     let parts = tokens::Parts {
         store: store.clone(),
@@ -191,6 +196,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         user,
         links,
         audit: audit.clone(),
+        traces,
         replay_limit: settings.replay_limit,
         limits: settings.limits.clone(),
     });
@@ -212,6 +218,7 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         notifier,
         drain,
         audit,
+        export,
         deadline,
         limits,
     })
@@ -343,7 +350,19 @@ impl App {
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
         let App {
-            probes, listeners, redirected, front, tokens, pages, notifier, drain, audit, deadline, limits, ..
+            probes,
+            listeners,
+            redirected,
+            front,
+            tokens,
+            pages,
+            notifier,
+            drain,
+            audit,
+            export,
+            deadline,
+            limits,
+            ..
         } = self;
         if let Some(probes) = &probes {
             probes.health.started(tokens.clone());
@@ -369,6 +388,9 @@ impl App {
         serving.join_all().await;
         if let Some(audit) = audit {
             audit.finish().await;
+        }
+        if let Some(export) = export {
+            export.finish().await;
         }
         drained
     }

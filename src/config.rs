@@ -36,6 +36,7 @@ use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
 use crate::store::key::KeyCommand;
 use crate::store::postgres::ServerUrl;
+use crate::traces::Collector;
 use crate::upstream::Proxies;
 
 /// What `proxy.yaml` says, ready to be used.
@@ -69,6 +70,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Where each use of a token is written down, if it is.
     pub audit: Option<audit::Wanted>,
+    /// Where the spans of requests are sent, if they are.
+    pub traces: Option<Collector>,
     /// How long, how large and how many.
     pub limits: Limits,
     /// The longest request body that can be sent a second time, in bytes.

@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`events`], [`telemetry`], [`audit`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`events`], [`telemetry`], [`audit`], [`traces`] |
 //!
 //! One request:
 //!
@@ -54,5 +54,6 @@ pub mod store;
 pub mod systemd;
 pub mod telemetry;
 pub mod tokens;
+pub mod traces;
 pub mod upstream;
 pub mod web;

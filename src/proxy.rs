@@ -23,6 +23,7 @@ mod reject;
 mod rest;
 mod stalls;
 mod target;
+mod traced;
 mod transparent;
 mod tunnel;
 mod websocket;
@@ -62,6 +63,7 @@ use crate::names::{ProviderName, UserName};
 use crate::routes::{Routes, Unmatched};
 use crate::seldom::seldom;
 use crate::tokens::Tokens;
+use crate::traces::{self, Trace, Traces};
 use crate::upstream::{Origin, Upstream};
 use body::{Budget, ResponseBody};
 use caller::{Agent, Caller, Door, Entrance};
@@ -128,6 +130,8 @@ pub struct Parts {
     pub links: Option<Links>,
     /// Where each use of a token is written down, if it is.
     pub audit: Option<Audit>,
+    /// Where traces begin, if requests are traced.
+    pub traces: Option<Traces>,
     /// How many bytes of a body are kept for a second try.
     pub replay_limit: usize,
     /// How long, how large and how many.
@@ -413,7 +417,7 @@ impl Proxy {
         arrival: Arrival,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
         websocket::read_as_get(&mut request);
-        let mut record = Record::of(&request, &arrival, &self.parts().events);
+        let mut record = Record::of(&request, &arrival, self.parts());
         let form = reject::Form::wanted(&request);
         let last = Last::of(&request);
         async move {
@@ -601,10 +605,11 @@ struct Record {
     passed: Option<&'static str>,
     token: Duration,
     quiet: bool,
+    trace: Option<Box<Trace>>,
 }
 
 impl Record {
-    fn of(request: &Request<Incoming>, arrival: &Arrival, events: &Events) -> Self {
+    fn of(request: &Request<Incoming>, arrival: &Arrival, parts: &Parts) -> Self {
         let authority = match arrival {
             Arrival::Tunnel(tunnel) => tunnel.name.clone(),
             // Whatever stands before an `@` may be a password.
@@ -613,9 +618,11 @@ impl Record {
                 authority.rsplit('@').next().unwrap_or_default().into()
             }
         };
-        let mut record = Self::connect(authority, events);
+        let mut record = Self::connect(authority, &parts.events);
         record.method = request.method().clone();
         record.path = request.uri().path().to_owned();
+        let traces = parts.traces.as_ref();
+        record.trace = traces.and_then(|traces| traced::begin(traces, request, arrival, &record.authority));
         record
     }
 
@@ -636,12 +643,23 @@ impl Record {
             passed: None,
             token: Duration::ZERO,
             quiet: false,
+            trace: None,
         }
     }
 
     fn caller(&mut self, caller: &Caller) {
         self.agent = caller.agent().map(str::to_owned);
         self.user = Some(caller.user.clone());
+    }
+
+    /// Says that a token was waited for since then, and why there was none, if so.
+    fn waited(&mut self, since: Instant, cause: &'static str, failure: Option<&'static str>) {
+        self.token += since.elapsed();
+        if let Some(trace) = &mut self.trace {
+            let outcome = ("sidebearer.token.outcome", failure.unwrap_or("obtained").into());
+            let attributes = vec![("sidebearer.token.cause", traces::Value::from(cause)), outcome];
+            trace.took("token", since, attributes, failure.is_some());
+        }
     }
 
     fn finish(mut self, status: StatusCode) {
@@ -655,7 +673,7 @@ impl Drop for Record {
             return;
         }
         let gone = self.status.is_none().then_some("agent_gone");
-        self.events.request(events::Request {
+        let event = events::Request {
             method: std::mem::take(&mut self.method),
             authority: self.authority.clone(),
             path: std::mem::take(&mut self.path),
@@ -669,7 +687,11 @@ impl Drop for Record {
             passed: self.passed,
             took: self.started.elapsed(),
             token: self.token,
-        });
+        };
+        if let Some(trace) = self.trace.take() {
+            traced::finish(*trace, &event);
+        }
+        self.events.request(event);
     }
 }
 

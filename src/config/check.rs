@@ -6,6 +6,7 @@ mod provider;
 mod proxies;
 mod route;
 mod store;
+mod traces;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -67,6 +68,7 @@ impl Check<'_> {
             proxies: self.proxies(&top, file.upstream_proxy, file.no_proxy, &own),
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
             audit: self.audit(&top.key("audit"), file.audit),
+            traces: self.traces(&top.key("traces"), file.traces),
             limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
             ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path, store_url.is_some()),

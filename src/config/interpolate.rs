@@ -49,6 +49,7 @@ fn is_secret(path: &str) -> bool {
         || path.starts_with("store.keys")
         || path.starts_with("store.key_command[") && path != "store.key_command[0]"
         || path.ends_with(".client_secret")
+        || path.starts_with("traces.headers.")
         || path.contains(".params.")
 }
 

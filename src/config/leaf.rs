@@ -21,6 +21,7 @@ use crate::host::HostError;
 use crate::oauth::Issuer;
 use crate::routes::{HostPattern, PathPattern};
 use crate::secret::Secret;
+use crate::traces::Share;
 use crate::upstream::{NoProxy, ProxyUrlError, UpstreamProxy};
 
 /// A leaf as a field of a struct in the schema.
@@ -397,6 +398,24 @@ impl Leaf for Size {
 
     fn schema() -> Schema {
         json_schema!({ "type": ["string", "integer"], "pattern": r"^[0-9]+([KMG]iB)?$|\$\{", "minimum": 0 })
+    }
+}
+
+/// A part of a whole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Percent(pub Share);
+
+impl Leaf for Percent {
+    const EXPECTED: &'static str = "a percentage from 0 to 100, as in `10%` or `0.5%`";
+
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let number = text.strip_suffix('%').filter(|number| number.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
+        let share = number.and_then(|number| Share::new(number.parse::<f64>().ok()? / 100.0));
+        share.map(Self).ok_or(Wrong::Shape)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%$|\$\{" })
     }
 }
 

@@ -18,7 +18,7 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value};
 
 use super::leaf::{
     AdminAddress, Argument, Count, FileMode, FilePath, HealthAddress, IssuerUrl, Leaf, ListenPlace, Parameter, Parsed,
-    ProviderUrl, ProxyChoice, Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
+    Percent, ProviderUrl, ProxyChoice, Resource, RouteHost, Scope, Size, Status, StoreKey, Text, Variable, Word,
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
@@ -65,6 +65,8 @@ pub(super) struct File {
     pub drain: Option<Parsed<Duration>>,
     /// Where each use of a token is written down; nowhere when left out.
     pub audit: Option<Audit>,
+    /// Where OpenTelemetry's spans of requests are sent; nowhere when left out.
+    pub traces: Option<Traces>,
     /// How long, how large and how many anything may be.
     pub limits: Option<Limits>,
     /// The longest request body that can be sent a second time after a 401; `1MiB` when left out.
@@ -189,6 +191,22 @@ pub(super) struct Audit {
     pub file: Option<Parsed<FilePath>>,
     /// Whether a token is sent only when that is on the disk; `false` when left out.
     pub required: Option<bool>,
+}
+
+/// Where OpenTelemetry's spans of requests are sent (OTLP over HTTP).
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub(super) struct Traces {
+    /// The collector, without `/v1/traces`.
+    #[schemars(required)]
+    pub endpoint: Option<Parsed<ProviderUrl>>,
+    /// How many of the traces that begin here are kept; `100%` when left out. A trace that an agent has begun is kept if
+    /// the agent keeps it.
+    pub sample: Option<Parsed<Percent>>,
+    /// Header fields for the collector, such as `authorization`.
+    pub headers: Option<Entries<Parsed<Secret>>>,
+    /// What is said of this sidecar, besides `service.name` and `service.version`, or in their place.
+    pub resource: Option<Entries<Parsed<Text>>>,
 }
 
 /// The local certificate authority.

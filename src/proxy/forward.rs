@@ -21,7 +21,7 @@ use super::half::UnderWay;
 use super::redact::{self, Redactor};
 use super::reject::Reject;
 use super::stalls::Reading;
-use super::{Proxy, Record, admit, headers, is_first, missing, websocket};
+use super::{Proxy, Record, admit, headers, is_first, missing, traced, websocket};
 use crate::audit::{Audit, Facts, Unavailable};
 use crate::names::Subject;
 use crate::oauth::Grant;
@@ -84,7 +84,7 @@ impl Forward<'_> {
     pub(super) async fn answer(&mut self, record: &mut Record) -> Result<Response<ResponseBody>, Reject> {
         match self {
             // Boxed, since few do: their future is not part of every other's.
-            Forward::AsItIs(outgoing) => Box::pin(outgoing.send(None)).await?.into_response(outgoing.proxy),
+            Forward::AsItIs(outgoing) => Box::pin(outgoing.traced(None, record)).await?.into_response(outgoing.proxy),
             Forward::Authenticated(authenticated) => {
                 let answer = authenticated.exchange(record).await?;
                 authenticated.redacted(answer).into_response(authenticated.proxy)
@@ -135,7 +135,7 @@ impl Authenticated<'_> {
     async fn again(&mut self, mut first: Answer, bearer: Bearer, record: &mut Record) -> Result<Answer, Reject> {
         let asked = Instant::now();
         let renewed = self.another(&bearer, &mut first).await;
-        record.token += asked.elapsed();
+        record.waited(asked, "rejected", renewed.as_ref().err().copied());
         match renewed {
             Ok(renewed) => {
                 record.retried = true;
@@ -159,7 +159,7 @@ impl Authenticated<'_> {
         }
         let asked = Instant::now();
         let bearer = bearer.await;
-        record.token += asked.elapsed();
+        record.waited(asked, "needed", bearer.as_ref().err().map(Reject::code));
         bearer
     }
 
@@ -186,21 +186,22 @@ impl Authenticated<'_> {
         }
     }
 
-    async fn send(&mut self, bearer: &Bearer, record: &Record) -> Result<Answer, Reject> {
+    async fn send(&mut self, bearer: &Bearer, record: &mut Record) -> Result<Answer, Reject> {
         if let Some(redactor) = &mut self.redactor {
             redactor.add(bearer.token());
         }
+        // Boxed, since few do: their futures are not part of every other's.
         match &self.proxy.parts().audit {
-            None => self.outgoing.send(Some(bearer)).await,
             Some(audit) => Box::pin(self.audited(audit, bearer, record)).await,
+            None if record.trace.is_some() => Box::pin(self.outgoing.traced(Some(bearer), record)).await,
+            None => self.outgoing.send(Some(bearer)).await,
         }
     }
 
     /// Sends it, and has the trail say so: before, where it must, and in any case when this ends.
-    async fn audited(&mut self, audit: &Audit, bearer: &Bearer, record: &Record) -> Result<Answer, Reject> {
+    async fn audited(&mut self, audit: &Audit, bearer: &Bearer, record: &mut Record) -> Result<Answer, Reject> {
         let mut used = audit.begin(self.facts(audit, bearer, record)).await.map_err(|Unavailable| Reject::Unaudited)?;
-        self.outgoing.came = Came::default();
-        let sent = self.outgoing.send(Some(bearer)).await;
+        let sent = self.outgoing.traced(Some(bearer), record).await;
         let Came { reached, status } = self.outgoing.came;
         self.uses.made += u8::from(reached);
         match (&sent, status) {
@@ -243,7 +244,7 @@ impl Authenticated<'_> {
     }
 
     /// The second answer is the agent's, whatever it is.
-    async fn second(&mut self, bearer: Bearer, record: &Record) -> Result<Answer, Reject> {
+    async fn second(&mut self, bearer: Bearer, record: &mut Record) -> Result<Answer, Reject> {
         let answer = self.send(&bearer, record).await?;
         Ok(if self.rejected(&answer) { answer } else { self.taken(answer, bearer) })
     }
@@ -375,6 +376,20 @@ impl<'a> Outgoing<'a> {
         let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
         let body = Replay::new(body, limits, proxy.lasting.budget.clone());
         Self { proxy, origin, head, body, upgrade, came: Came::default() }
+    }
+
+    /// As [`Outgoing::send`], as a span of the request's trace if it has one.
+    async fn traced(&mut self, bearer: Option<&Bearer>, record: &mut Record) -> Result<Answer, Reject> {
+        if let Some(trace) = &mut record.trace {
+            let generation = bearer.map(|bearer| bearer.generation);
+            traced::begin_try(trace, &self.origin, &self.head, generation, record.retried);
+        }
+        self.came = Came::default();
+        let sent = self.send(bearer).await;
+        if let Some(trace) = &mut record.trace {
+            traced::end_try(trace, self.came.status, sent.as_ref().err().map(Reject::code));
+        }
+        sent
     }
 
     /// Sends it, again on another connection where that does no harm (SEMANTICS C6).

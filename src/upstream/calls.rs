@@ -80,6 +80,23 @@ impl Calls {
         self.send(url, post, body.expose().to_owned(), limit, None).await
     }
 
+    /// Posts bytes of another type, with these fields besides.
+    ///
+    /// # Errors
+    /// No answer, or more than `limit` bytes of it.
+    pub async fn post_bytes(
+        &self,
+        url: &Url,
+        content_type: &'static str,
+        fields: &HeaderMap,
+        body: Vec<u8>,
+        limit: usize,
+    ) -> Result<Reply, CallError> {
+        let post = to(Method::POST, url).header(CONTENT_TYPE, content_type);
+        let post = fields.iter().fold(post, |post, (name, value)| post.header(name, value));
+        self.send(url, post, body, limit, None).await
+    }
+
     /// Gets a document.
     ///
     /// # Errors
@@ -92,12 +109,12 @@ impl Calls {
         &self,
         url: &Url,
         request: request::Builder,
-        body: String,
+        body: impl Into<Bytes>,
         limit: usize,
         by: Option<Now>,
     ) -> Result<Reply, CallError> {
         let origin = origin(url).ok_or(CallError::Request)?;
-        let body = InTime { body: Full::new(Bytes::from(body)), by }.boxed_unsync();
+        let body = InTime { body: Full::new(body.into()), by }.boxed_unsync();
         let request = request.body(body).map_err(|_| CallError::Request)?;
         let mut exchange = pin!(self.exchange(&origin, request, limit));
         let deadline = Instant::now() + DEADLINE;

@@ -30,6 +30,7 @@ const FLOORS: [&[&str]; 10] = [
         "events",
         "telemetry",
         "audit",
+        "traces",
     ],
 ];
 /// Its modules are small and plain, and may use each other.

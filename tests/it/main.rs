@@ -24,6 +24,7 @@ mod retry;
 mod routing;
 mod tls;
 mod tokens;
+mod traces;
 mod tunnels;
 mod upstream_proxy;
 mod users;
