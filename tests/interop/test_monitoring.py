@@ -1,0 +1,82 @@
+"""The alerts and the dashboard of deploy/monitoring: Prometheus' own tool reads them, and each alert is seen to come."""
+
+import itertools
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from world import ROOT
+
+MONITORING = ROOT / "deploy/monitoring"
+RULES = yaml.safe_load((MONITORING / "prometheus-rules.yaml").read_text())["spec"]
+ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
+DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def promtool(*arguments, cwd):
+    done = subprocess.run(["promtool", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def rules(tmp_path):
+    """The folder of a file of rules, as the operator hands it to Prometheus."""
+    (tmp_path / "sidebearer.rules.yaml").write_text(yaml.safe_dump(RULES))
+    return tmp_path
+
+
+def without_variables(query):
+    query = re.sub(r"\[\$__(rate_interval|range)\]", "[5m]", query)
+    return query.replace("$namespace", ".*")
+
+
+def queries():
+    return [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+def test_prometheus_takes_the_rules(rules):
+    promtool("check", "rules", "sidebearer.rules.yaml", cwd=rules)
+
+
+def test_each_alert_comes_when_it_should_and_not_before(rules):
+    (rules / "rules_test.yaml").write_text((MONITORING / "rules_test.yaml").read_text())
+    promtool("test", "rules", "rules_test.yaml", cwd=rules)
+    tests = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
+    seen = {case["alertname"] for test in tests for case in test["alert_rule_test"] if case["exp_alerts"]}
+    assert seen == {alert["alert"] for alert in ALERTS}
+
+
+def test_whoever_is_woken_finds_out_what_to_do():
+    for alert in ALERTS:
+        assert alert["labels"]["severity"] in ("critical", "warning")
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+        path, anchor = alert["annotations"]["runbook_url"].split("#")
+        assert anchor == alert["alert"].lower()
+        _, runbook = (ROOT / path).read_text().split(f"\n### {alert['alert']}\n\n")
+        assert runbook.split("\n###")[0].strip(), alert["alert"]
+
+
+def test_prometheus_takes_each_query_of_the_dashboard(tmp_path):
+    rules = [{"record": f"panel:{number}", "expr": without_variables(query)} for number, query in enumerate(queries())]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    promtool("check", "rules", "--lint=none", "queries.yaml", cwd=tmp_path)
+
+
+def test_the_dashboard_asks_for_its_data_source_and_no_panel_covers_another():
+    names = [variable["name"] for variable in DASHBOARD["templating"]["list"]]
+    assert names == ["datasource", "namespace"] and "id" not in DASHBOARD
+    asked = [panel["datasource"] for panel in PANELS]
+    asked += [target["datasource"] for panel in PANELS for target in panel["targets"]]
+    assert {json.dumps(source) for source in asked} == {'{"type": "prometheus", "uid": "${datasource}"}'}
+    everything = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    for one, other in itertools.combinations([panel["gridPos"] for panel in everything], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    assert [panel["title"] for panel in everything if panel["type"] == "row"] == [
+        "Is it serving?", "Who must reconnect?", "Is the provider failing?", "What does it cost?",
+    ]
