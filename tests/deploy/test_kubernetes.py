@@ -1,0 +1,192 @@
+"""The manifests: valid to the letter, restricted, and an agent's whole set-up from one label."""
+
+import json
+import os
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from containers import run
+from kubelet import KUBERNETES, WORKLOADS, find, kustomize, pod_of
+from restricted import violations
+from world import ROOT
+
+FOLDERS = ["base", "examples", "gateway", "inject"]
+# From which on native sidecars are stable, and what is newest here; the injector's kind came in between.
+VERSIONS = {"base": ("1.33", "1.37"), "examples": ("1.33", "1.37"), "gateway": ("1.33", "1.37"), "inject": ("1.36", "1.37")}
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return {folder: kustomize(KUBERNETES / folder) for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_manifest_is_valid(rendered, folder):
+    assert rendered[folder]
+    for version in VERSIONS[folder]:
+        for manifest in rendered[folder]:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["base", "gateway"])
+def test_the_example_of_the_secret_is_valid_and_holds_what_proxy_yaml_asks_for(folder):
+    secrets = list(yaml.safe_load_all((KUBERNETES / folder / "secret.example.yaml").read_text()))
+    for secret in secrets:
+        kubernetes_validate.validate(secret, "1.37", strict=True)
+    text = (KUBERNETES / folder / "proxy.yaml").read_text()
+    assert set(secrets[0]["stringData"]) == {part.split("}")[0] for part in text.split("${file:/run/secrets/sidebearer/")[1:]}
+
+
+def test_the_classic_jobs_configuration_differs_by_what_stops_it():
+    read = lambda name: yaml.safe_load((KUBERNETES / name).read_text())
+    assert read("examples/proxy-classic.yaml") == read("base/proxy.yaml") | {"admin": "127.0.0.1:3129", "quit": True}
+
+
+def test_an_agent_behind_the_gateway_has_the_variables_too(rendered, variables):
+    """But Java's: it sends no credentials that stand in a proxy's URL."""
+    pod = pod_of(find(rendered["gateway"], "Deployment", "researcher"))
+    given = {one["name"]: one["value"] for one in pod["containers"][0]["env"] if "value" in one}
+    gateway = "http://default:$(SIDEBEARER_SECRET)@sidebearer.sidebearer.svc:3128"
+    del variables["JAVA_TOOL_OPTIONS"]
+    assert given == {name: gateway if value == "http://127.0.0.1:3128" else value for name, value in variables.items()}
+
+
+@pytest.mark.parametrize("folder", ["examples", "gateway"])
+def test_every_pod_passes_the_restricted_standard(rendered, folder):
+    pods = {one["metadata"]["name"]: pod_of(one) for one in rendered[folder] if one["kind"] in WORKLOADS}
+    assert {name: violations(pod) for name, pod in pods.items()} == {name: [] for name in pods}
+
+
+def test_the_namespace_enforces_it(rendered):
+    labels = find(rendered["base"], "Namespace", "agents")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_check_of_the_standard_finds_what_is_against_it(rendered):
+    good = pod_of(find(rendered["examples"], "Deployment", "researcher"))
+    spoiled = {
+        "hostNetwork": lambda pod: pod.update(hostNetwork=True),
+        "hostPath": lambda pod: pod["volumes"].append({"name": "h", "hostPath": {"path": "/"}}),
+        "runAsNonRoot": lambda pod: (pod.pop("securityContext"), pod["containers"][0]["securityContext"].pop("runAsNonRoot", None)),
+        "runAsUser": lambda pod: pod["initContainers"][0]["securityContext"].update(runAsUser=0),
+        "seccompProfile": lambda pod: pod["securityContext"].update(seccompProfile={"type": "Unconfined"}),
+        "allowPrivilegeEscalation": lambda pod: pod["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"),
+        "capabilities": lambda pod: pod["containers"][0]["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
+        "privileged": lambda pod: pod["containers"][0]["securityContext"].update(privileged=True),
+        "hostPort": lambda pod: pod["containers"][0].update(ports=[{"containerPort": 1, "hostPort": 1}]),
+    }
+    for rule, spoil in spoiled.items():
+        pod = json.loads(json.dumps(good))
+        spoil(pod)
+        assert [one for one in violations(pod) if rule in one], rule
+
+
+@pytest.fixture
+def sidebearer(program, tmp_path):
+    """Runs a subcommand in a folder of its own."""
+    return lambda *arguments: run(program, *arguments, cwd=tmp_path, env={"HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def variables(sidebearer, tmp_path):
+    """What the program itself tells an agent of a sidecar that is configured as in the base."""
+    (tmp_path / "proxy.yaml").write_text("providers: {}\nca: {path: /run/sidebearer}\n")
+    return json.loads(sidebearer("env", "--shell", "json").stdout)
+
+
+@pytest.mark.parametrize("kind, name", [("Deployment", "researcher"), ("Job", "invoices"), ("Job", "invoices-classic")])
+def test_an_agent_has_the_variables_that_sidebearer_env_prints(rendered, variables, kind, name):
+    pod = pod_of(find(rendered["examples"], kind, name))
+    agent = next(one for one in pod["containers"] if one["name"] == "agent")
+    given = {one["name"]: one["value"] for one in agent["env"]}
+    own = {"LANG"} & set(given)
+    assert {name: value for name, value in given.items() if name not in own} == variables
+
+
+def test_the_file_of_variables_is_what_sidebearer_env_prints(variables):
+    lines = (ROOT / "deploy/env/agent.env").read_text().splitlines()
+    assert dict(line.split("=", 1) for line in lines if not line.startswith("#")) == variables
+
+
+def test_the_configuration_passes_the_check(rendered, sidebearer, tmp_path):
+    for folder in ("base", "examples", "gateway"):
+        maps = [one for one in rendered[folder] if one["kind"] == "ConfigMap" and "proxy.yaml" in one["data"]]
+        assert maps
+        for one in maps:
+            text = one["data"]["proxy.yaml"]
+            for part in text.split("${file:")[1:]:
+                path = part.split("}")[0]
+                made = tmp_path / path.lstrip("/")
+                made.parent.mkdir(parents=True, exist_ok=True)
+                made.write_text("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+                made.chmod(0o440)
+                text = text.replace(path, str(made))
+            (tmp_path / "proxy.yaml").write_text(text)
+            sidebearer("check")
+
+
+# The component, put on workloads that are not the examples.
+
+FOREIGN = """\
+apiVersion: apps/v1
+kind: {kind}
+metadata: {{name: foreign, labels: {labels}}}
+spec:
+  selector: {{matchLabels: {{app: foreign}}}}
+  template:
+    metadata: {{labels: {{app: foreign}}}}
+    spec:
+      securityContext: {{fsGroup: 1234}}
+      initContainers:
+        - {{name: first, image: agent}}
+      containers:
+        - {{name: main, image: agent, env: [{{name: MODE, value: fast}}], volumeMounts: [{{name: data, mountPath: /data}}]}}
+        - {{name: second, image: agent}}
+      volumes:
+        - {{name: data, emptyDir: {{}}}}
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    def render(kind, labels):
+        (tmp_path / "foreign.yaml").write_text(FOREIGN.format(kind=kind, labels=json.dumps(labels)))
+        (tmp_path / "kustomization.yaml").write_text(
+            f"resources: [foreign.yaml]\ncomponents: [{os.path.relpath(KUBERNETES, tmp_path)}/components/sidecar]\n"
+        )
+        return find(kustomize(tmp_path), kind, "foreign")
+
+    return render
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet"])
+def test_one_label_authenticates_every_container_and_leaves_what_is_theirs(foreign, variables, kind):
+    pod = pod_of(foreign(kind, {"sidebearer": "agent"}))
+    # Before the others, which may want to call something too.
+    assert [one["name"] for one in pod["initContainers"]] == ["sidebearer", "first"]
+    main, second = pod["containers"]
+    assert {one["name"]: one["value"] for one in main["env"]} == variables | {"MODE": "fast"}
+    assert {one["name"]: one["value"] for one in second["env"]} == variables
+    assert {one["name"] for one in main["volumeMounts"]} == {"data", "sidebearer-ca"}
+    for container in (main, second):
+        mount = next(one for one in container["volumeMounts"] if one["name"] == "sidebearer-ca")
+        assert mount == {"name": "sidebearer-ca", "mountPath": "/run/sidebearer", "readOnly": True}
+    assert pod["securityContext"] == {"fsGroup": 1234}
+    assert "sidebearer" not in str(pod["initContainers"][1])
+
+
+def test_without_the_label_nothing_changes(foreign):
+    pod = pod_of(foreign("Deployment", {"app": "foreign"}))
+    assert "sidebearer" not in json.dumps(pod)
+
+
+def test_only_the_sidecar_mounts_secrets_and_state(rendered):
+    for one in rendered["examples"]:
+        if one["kind"] not in WORKLOADS:
+            continue
+        pod = pod_of(one)
+        for container in pod.get("initContainers", []) + pod["containers"]:
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            assert ("sidebearer-secrets" in mounted, "sidebearer-state" in mounted) == (container["name"] == "sidebearer",) * 2
