@@ -1,0 +1,31 @@
+"""The quick start can be pasted."""
+
+import re
+import shutil
+
+import kubernetes_validate
+
+from containers import run
+from kubelet import find, kustomize, pod_of
+from restricted import violations
+from world import ROOT
+
+
+def test_the_quick_start_makes_an_agent_with_its_sidecar(tmp_path):
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    text = (ROOT / "deploy/README.md").read_text()
+    run("bash", "-euc", re.search(r"^```sh\n(.*?)^```$", text, re.M | re.S)[1], cwd=tmp_path)
+    manifests = kustomize(tmp_path / "mine")
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+    pod = pod_of(find(manifests, "Deployment", "my-agent"))
+    assert (violations(pod), pod["initContainers"][0]["image"]) == ([], "registry.example.com/sidebearer:0.1.0")
+    configuration = find(manifests, "ConfigMap", "sidebearer")["data"]["proxy.yaml"]
+    assert configuration == (ROOT / "deploy/kubernetes/base/proxy.yaml").read_text()
+
+
+def test_every_file_that_it_names_is_there():
+    text = (ROOT / "deploy/README.md").read_text()
+    commands = re.findall(r"\bdeploy/(?:compose|container|env|kubernetes|systemd)[\w./-]*", text)
+    named = re.findall(r"\]\(([^)#]+)\)", text) + [f"../{path}" for path in commands]
+    assert [path for path in named if not (ROOT / "deploy" / path).exists()] == []
