@@ -209,6 +209,8 @@ class Sidebearer:
         self.ca = folder / "ca/ca.pem"
         self.running = []
         self.log = "info"
+        # What stands before the program when it runs, as `strace` would.
+        self.under = ()
         # Its path is short: Chromium makes sockets there, whose paths have at most 107 bytes.
         self.temporary = Path(tempfile.mkdtemp(prefix="sidebearer-test-"))
         first = next(iter(providers))
@@ -304,7 +306,7 @@ class Running:
         environment = {"RUST_LOG": sidebearer.log} | sidebearer.environment | environment
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [binary(), "run", "--config", sidebearer.config], env=environment,
+                [*sidebearer.under, binary(), "run", "--config", sidebearer.config], env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=sidebearer.folder,
             )
         self.address = self.admin = None
