@@ -4,6 +4,8 @@ use serde_json::Value;
 use sidebearer::drain::Drained;
 
 use crate::world::answer::{Gate, answer};
+use crate::world::program::Home;
+use crate::world::server::raw;
 use crate::world::{Setup, To, World};
 
 /// The lines, once the world has ended: field by field, as one text each.
@@ -110,11 +112,34 @@ async fn without_room_for_another_trail_requests_go_on() {
 
 #[tokio::test]
 async fn a_trail_without_its_folder_does_not_start() {
-    use crate::world::program::Home;
     let home = Home::with("audit: {file: nowhere/audit}\nlisten: 127.0.0.1:0\nadmin: off\n");
     let ended = home.run(["run"]).await;
     assert_eq!(ended.code, 1);
     let said = "error: audit.file: cannot open nowhere/audit: No such file or directory (os error 2)\n\
                 hint: make its folder, or change `audit.file`: the file is made, its folder is not\n";
     assert!(ended.stderr.ends_with(said), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_websocket_is_a_use_when_it_opens_and_a_refused_one_was_a_use_too() {
+    const ASKED: &str =
+        "GET /live?q=secret HTTP/1.1\r\nHost: api.test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let world = audited().start().await;
+    world.api.answers_raw([
+        raw("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n"),
+        raw("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").and_echo(),
+    ]);
+    let mut agent = world.api_connection().await;
+    assert_eq!(agent.says(ASKED).await.hears().await.status, 101);
+    drop(agent);
+    let lines = ended(world, &["try", "path", "status", "outcome", "generation"]).await;
+    assert_eq!(lines, ["1 /live 401 answered 1", "2 /live 101 answered 2"]);
+}
+
+#[tokio::test]
+async fn exec_leaves_standard_output_to_its_command() {
+    let home = Home::with("audit: {file: '-'}\nlisten: 127.0.0.1:0\nadmin: off\n");
+    let ended = home.run(["exec", "--", "true"]).await;
+    let said = "error: `audit.file` is standard output, and that is the command's\nhint: name a file there\n";
+    assert!(ended.code == 1 && ended.stderr.ends_with(said), "{}", ended.stderr);
 }
