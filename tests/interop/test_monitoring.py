@@ -38,6 +38,29 @@ def queries():
     return [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
+def test_each_kind_of_pod_with_a_sidecar_has_its_monitor():
+    documents = [yaml.safe_load_all(path.read_text()) for path in sorted((ROOT / "deploy/kubernetes").rglob("*.yaml"))]
+    manifests = [one["spec"] for one in itertools.chain(*documents) if isinstance(one, dict) and "spec" in one]
+    templates = [one["template"] for one in manifests if "template" in one]
+    monitors = list(yaml.safe_load_all((MONITORING / "podmonitor.yaml").read_text()))
+    scraped = []
+    for monitor in monitors:
+        [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["path"] == "/metrics"
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        pods = [one for one in templates if wanted <= one["metadata"].get("labels", {}).items()]
+        named = [port for pod in pods for port in ports(pod["spec"]) if port.get("name") == endpoint["port"]]
+        assert named, monitor["metadata"]["name"]
+        scraped += named
+    # No pod has a health listener that no monitor knows.
+    assert len(scraped) == sum(port.get("name") == "health" for one in templates for port in ports(one["spec"]))
+
+
+def ports(pod):
+    containers = pod.get("initContainers", []) + pod.get("containers", [])
+    return [port for container in containers for port in container.get("ports", [])]
+
+
 def test_prometheus_takes_the_rules(rules):
     promtool("check", "rules", "sidebearer.rules.yaml", cwd=rules)
 
