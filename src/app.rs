@@ -4,6 +4,7 @@ pub mod agent;
 mod authority;
 pub mod child;
 mod notify;
+pub mod reload;
 mod traces;
 
 use std::io;
@@ -12,13 +13,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use rustls::crypto::CryptoProvider;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::admin::{self, Admin};
 use crate::audit::{self, Audit};
 use crate::ca::files::CaFiles;
 use crate::ca::{self, Ca, CaError};
@@ -35,13 +34,13 @@ use crate::links::Links;
 use crate::listen::{Listener, Place};
 use crate::names::UserName;
 use crate::proxy::caller::Entrance;
-use crate::proxy::{self, Front};
 use crate::routes::Routes;
 use crate::store::key::{KeyError, Keyring};
 use crate::store::{Store, StoreError};
 use crate::tokens::{self, Tokens};
-use crate::upstream::{Calls, Dialer, Roots, RootsError, Upstream};
-use crate::web::{self, Guard};
+use crate::upstream::{Calls, Dialer, Roots, RootsError};
+use crate::web;
+use reload::{Lasting, Made, Reloader};
 use traces::Export;
 
 /// How long a sidecar waits at its start for a store that is away, and how soon it asks again.
@@ -86,22 +85,14 @@ pub struct App {
     quit: Quit,
     listeners: Vec<Listener>,
     redirected: Vec<Listener>,
-    front: Front,
+    pages: Option<Listener>,
     tokens: Tokens,
-    pages: Option<Pages>,
     notifier: notify::Notifier,
+    reloader: Reloader,
     drain: Drain,
     audit: Option<Audit>,
     export: Option<Export>,
-    deadline: Duration,
     limits: Limits,
-}
-
-/// What people and their browsers reach.
-struct Pages {
-    listener: Listener,
-    at: SocketAddr,
-    router: Router,
 }
 
 /// What probes reach.
@@ -140,67 +131,50 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     let store = await_store(settings).await?;
     let roots = roots.await.expect("loading roots does not panic")?;
     let routes = Routes::new(settings.routes.iter().cloned());
-    let (ca, ca_files, lasting) = match authority {
+    let (ca, ca_files, keeps_ca) = match authority {
         Authority::Kept => {
             let ca = authority::kept(&store, settings, routes.hosts(), clock.now().wall, None).await?;
             (ca, CaFiles::within(&settings.ca_path), true)
         }
         Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder), false),
     };
-    ca_files.write(&ca, roots.certificates(), lasting)?;
+    ca_files.write(&ca, roots.certificates(), keeps_ca)?;
 
     let events = Events::default();
+    let (pages, admin) = admin.unzip();
     let own = places.iter().chain(&transparent).filter_map(Place::address);
-    let own = own.chain(admin.as_ref().map(|(_, at)| *at)).chain(health);
-    let dialer = dialer(settings, &roots, own.collect())?;
+    let own: Vec<SocketAddr> = own.chain(admin).chain(health).collect();
+    let dialer = dialer(settings, &roots, own.clone())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
     let traces = settings.traces.clone().map(|collector| Export::start(collector, calls.clone()));
     let (traces, export) = traces.unzip();
-    let (servers, webhooks) = (calls.clone(), calls);
     let parts = tokens::Parts {
         store: store.clone(),
-        servers,
+        servers: calls.clone(),
         clock: clock.clone(),
         events: events.clone(),
         drain: drain.clone(),
     };
     let tokens = Tokens::new(&settings.providers, parts);
-    let links = admin.as_ref().map(|(_, at)| links(settings, *at, &store));
-    let pages = admin.zip(links.clone()).map(|((listener, at), links)| {
-        let parts = admin::Parts {
-            tokens: tokens.clone(),
-            store: store.clone(),
-            links,
-            clock: clock.clone(),
-            events: events.clone(),
-            drain: drain.clone(),
-            quit: settings.quit.then(|| quit.clone()),
-            providers: settings.providers.clone(),
-            proxies: places.clone(),
-            variables: agent::shown(settings, &places, &ca_files),
-        };
-        Pages { listener, at, router: router(settings, at, parts) }
-    });
-    let notifier = notify::Notifier::new(&settings.providers, webhooks, &events, &drain);
-    let front = Front::new(proxy::Parts {
-        routes,
-        unmatched: settings.unmatched,
-        ca,
-        tokens: tokens.clone(),
-        upstream: Upstream::new(dialer),
+    let lasting = Lasting {
+        store,
+        calls: calls.clone(),
         clock,
         events: events.clone(),
         drain: drain.clone(),
-        agents: settings.agents.clone(),
-        entrances: settings.listen.iter().chain(&settings.transparent).map(|(_, entrance)| entrance.clone()).collect(),
+        quit: quit.clone(),
         user,
-        links,
         audit: audit.clone(),
         traces,
-        replay_limit: settings.replay_limit,
-        limits: settings.limits.clone(),
-    });
-    let (admin, deadline, limits) = (pages.as_ref().map(|pages| pages.at), settings.drain, settings.limits.clone());
+        places: places.clone(),
+        admin,
+        own,
+        ca_files: ca_files.clone(),
+        keeps_ca,
+    };
+    let (reloader, told) = Reloader::new(lasting, settings.clone(), Made { roots, ca, tokens: tokens.clone(), dialer });
+    let notifier = notify::Notifier::new(told, calls, &events, &drain);
+    let limits = settings.limits.clone();
     Ok(App {
         places,
         transparent,
@@ -212,14 +186,13 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         quit,
         listeners,
         redirected,
-        front,
-        tokens,
         pages,
+        tokens,
         notifier,
+        reloader,
         drain,
         audit,
         export,
-        deadline,
         limits,
     })
 }
@@ -228,13 +201,6 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
 fn load_roots(settings: &Settings) -> JoinHandle<Result<Roots, RootsError>> {
     let extra = settings.extra_ca_files.clone();
     tokio::task::spawn_blocking(move || Roots::load(&extra, ca::ORGANIZATION))
-}
-
-/// The dashboard, its API and the pages of a consent, behind what guards them.
-fn router(settings: &Settings, at: SocketAddr, parts: admin::Parts) -> Router {
-    let consent = consent(settings, (&parts.tokens, &parts.store, &parts.links), &parts.clock).router();
-    let guard = Guard::new(parts.links.base().clone(), at.port(), settings.admin_token.clone());
-    guard.before(Admin::new(parts).router().merge(consent))
 }
 
 /// What leads out, and never to our `own` listeners.
@@ -296,15 +262,15 @@ fn links(settings: &Settings, at: SocketAddr, store: &Store) -> Links {
     Links::new(base, store.clone(), settings.admin_token.is_some())
 }
 
-fn consent(settings: &Settings, (tokens, store, links): (&Tokens, &Store, &Links), clock: &Clock) -> Consent {
-    Consent::new(consent::Parts {
+fn consents(settings: &Settings, (tokens, store, links): (&Tokens, &Store, &Links), clock: &Clock) -> consent::Parts {
+    consent::Parts {
         tokens: tokens.clone(),
         store: store.clone(),
         links: links.clone(),
         clock: clock.clone(),
         providers: settings.providers.clone(),
         return_to: settings.return_to.clone(),
-    })
+    }
 }
 
 /// What a command needs to connect and disconnect users without a sidecar.
@@ -332,7 +298,7 @@ pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
     let tokens = Tokens::new(&settings.providers, parts);
     let links = links(settings, settings.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))), &store);
-    let consent = consent(settings, (&tokens, &store, &links), &clock);
+    let consent = Consent::new(consents(settings, (&tokens, &store, &links), &clock));
     Ok(Desk { tokens, consent, drain })
 }
 
@@ -347,22 +313,15 @@ impl App {
         self.quit.asked()
     }
 
+    /// What configures it anew while it runs.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
     /// Serves until `stop` resolves, then lets live requests and renewals finish within the settings' `drain`.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
         let App {
-            probes,
-            listeners,
-            redirected,
-            front,
-            tokens,
-            pages,
-            notifier,
-            drain,
-            audit,
-            export,
-            deadline,
-            limits,
-            ..
+            probes, listeners, redirected, tokens, pages, notifier, reloader, drain, audit, export, limits, ..
         } = self;
         if let Some(probes) = &probes {
             probes.health.started(tokens.clone());
@@ -370,20 +329,20 @@ impl App {
         let mut serving = JoinSet::new();
         let first_redirected = listeners.len();
         for (entrance, listener) in listeners.into_iter().enumerate() {
-            let front = front.clone();
+            let front = reloader.front().clone();
             serving.spawn(async move { front.serve(listener, entrance).await });
         }
         for (entrance, listener) in redirected.into_iter().enumerate() {
-            let front = front.clone();
+            let front = reloader.front().clone();
             serving.spawn(async move { front.serve_redirected(listener, first_redirected + entrance).await });
         }
         tokio::spawn(async move { tokens.follow_store().await });
         tokio::spawn(notifier.run());
-        if let Some(Pages { listener, router, .. }) = pages {
-            tokio::spawn(web::serve(listener, router, drain.clone(), limits.head_timeout));
+        if let Some((listener, site)) = pages.zip(reloader.site()) {
+            tokio::spawn(web::serve(listener, site.router(), drain.clone(), limits.head_timeout));
         }
         stop.await;
-        let drained = drain.finish(deadline).await;
+        let drained = drain.finish(reloader.deadline()).await;
         // It ends by itself when the stop begins; what is left to wait for is its last accept.
         serving.join_all().await;
         if let Some(audit) = audit {

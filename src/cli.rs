@@ -168,7 +168,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
     process::prepare();
     let settings = || load(&config);
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run::run(&settings()?).await,
+        Command::Run => run::run(&config, &settings()?).await,
         Command::Exec { user, nss, command } => exec::exec(settings()?, user, nss.as_deref(), &command).await,
         Command::Demo { command } => demo::demo(&command).await,
         Command::Import { provider, user, refresh_token_file } => {

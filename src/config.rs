@@ -40,7 +40,7 @@ use crate::traces::Collector;
 use crate::upstream::Proxies;
 
 /// What `proxy.yaml` says, ready to be used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Where agents reach the proxy, and who comes in there. Never empty.
     pub listen: Vec<(Place, Entrance)>,
@@ -101,14 +101,30 @@ pub struct Settings {
     pub secret_variables: Vec<String>,
 }
 
+/// What was read of a file, and which others it is made of.
+pub struct Reading {
+    /// What it says, or every mistake in it.
+    pub settings: Result<Settings, ConfigError>,
+    /// The files that its values name, as far as they are known, whether they could be read or not.
+    pub files: Vec<PathBuf>,
+}
+
 /// Reads a file.
 ///
 /// # Errors
 /// Every mistake in it.
 pub fn load(path: &Path) -> Result<Settings, ConfigError> {
-    let name = path.display().to_string();
-    let (text, exposed) = read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
-    settings(&name, &text, exposed, &|variable| std::env::var(variable).ok())
+    read(path).settings
+}
+
+/// As [`load`], and says which files are to be looked at to know when it would say something else.
+pub fn read(path: &Path) -> Reading {
+    let (name, mut files) = (path.display().to_string(), Vec::new());
+    let read = text(path).map_err(|error| ConfigError::unreadable(&name, &error));
+    let environment = |variable: &str| std::env::var(variable).ok();
+    let settings = read.and_then(|(text, exposed)| settings(&name, &text, exposed, &environment, &mut files));
+    files.extend(settings.iter().flat_map(|settings| settings.extra_ca_files.iter().cloned()));
+    Reading { settings, files }
 }
 
 /// Where the health listener is, if anywhere. Nothing else of the file is looked at: whoever asks may not have its secrets.
@@ -139,7 +155,7 @@ pub fn parse(
     text: &str,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Settings, ConfigError> {
-    settings(file_name, text, false, environment)
+    settings(file_name, text, false, environment, &mut Vec::new())
 }
 
 pub use presets::{Preset, placeholders, presets};
@@ -154,11 +170,14 @@ fn settings(
     text: &str,
     exposed: bool,
     environment: &dyn Fn(&str) -> Option<String>,
+    files: &mut Vec<PathBuf>,
 ) -> Result<Settings, ConfigError> {
     let mut document = locate::Document::read(file_name, text).map_err(|mistake| ConfigError::new(vec![mistake]))?;
     let mut mistakes = document.repeated_keys();
-    let (unreplaced, secret_variables) = interpolate::interpolate(&mut document, environment);
-    mistakes.extend(unreplaced);
+    let replaced = interpolate::interpolate(&mut document, environment);
+    let secret_variables = replaced.secrets;
+    files.extend(replaced.files);
+    mistakes.extend(replaced.mistakes);
     mistakes.extend(presets::fill_in(&mut document));
     let (file, undecoded) = decode::decode(&mut document);
     mistakes.extend(undecoded);
@@ -180,11 +199,11 @@ fn some_keys<T>(
     read_keys: impl FnOnce(&mut check::Check<'_>, &locate::Spot<'_>, schema::File) -> T,
 ) -> Result<T, ConfigError> {
     let name = path.display().to_string();
-    let (text, exposed) = read(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
+    let (text, exposed) = text(path).map_err(|error| ConfigError::unreadable(&name, &error))?;
     let mut document = locate::Document::read(&name, &text).map_err(|mistake| ConfigError::new(vec![mistake]))?;
     document.keep(keys);
     let environment: interpolate::Environment<'_> = &|variable| std::env::var(variable).ok();
-    let (mut mistakes, _) = interpolate::interpolate(&mut document, environment);
+    let mut mistakes = interpolate::interpolate(&mut document, environment).mistakes;
     let (file, undecoded) = decode::decode(&mut document);
     mistakes.extend(undecoded);
     let mut check = check::Check { document: &document, environment, exposed, mistakes, warnings: Vec::new() };
@@ -196,7 +215,7 @@ fn some_keys<T>(
 }
 
 /// The text of a file, cut off where it is too long in any case, and whether other users can read it.
-fn read(path: &Path) -> io::Result<(Zeroizing<String>, bool)> {
+fn text(path: &Path) -> io::Result<(Zeroizing<String>, bool)> {
     let file = File::open(path)?;
     let exposed = readable_by(&file.metadata()?, 0o044);
     let mut text = Zeroizing::new(Vec::new());

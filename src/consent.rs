@@ -45,7 +45,7 @@ pub struct Consent {
 struct Inner {
     parts: Parts,
     /// How many answers to a flow are being looked at, by its id.
-    under_way: DashMap<[u8; 32], usize>,
+    under_way: Arc<DashMap<[u8; 32], usize>>,
 }
 
 /// An answer to a flow that is being looked at, until this goes.
@@ -304,7 +304,12 @@ struct Returned {
 impl Consent {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        Self { inner: Arc::new(Inner { parts, under_way: DashMap::new() }) }
+        Self { inner: Arc::new(Inner { parts, under_way: Arc::default() }) }
+    }
+
+    /// The same consents, which from now on work with these parts.
+    pub fn reconfigured(&self, parts: Parts) -> Self {
+        Self { inner: Arc::new(Inner { parts, under_way: self.inner.under_way.clone() }) }
     }
 
     /// Its pages and its one call. They need the guard before them.

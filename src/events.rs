@@ -66,6 +66,22 @@ pub enum TunnelStep {
     },
 }
 
+/// What came of reading the configuration again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    /// It is in effect.
+    Done,
+    /// It says what was in effect already.
+    Unchanged,
+    /// It cannot be used, and the one before stays in effect.
+    Refused {
+        /// Every mistake, without secrets.
+        error: String,
+    },
+    /// The same that was refused before, and told then.
+    StillRefused,
+}
+
 /// A user has to connect, and how they do.
 #[derive(Debug, Clone)]
 pub struct Missing {
@@ -247,6 +263,18 @@ impl Events {
             let _ = self.missing.send(event.clone());
         }
         self.show(Event::Missing(event));
+    }
+
+    /// Logs that the configuration was read again.
+    pub fn reloaded(&self, reload: &Reload) {
+        match reload {
+            Reload::Done => tracing::info!("configuration reloaded"),
+            Reload::Unchanged => tracing::info!("configuration unchanged"),
+            Reload::Refused { error } => {
+                tracing::error!(error, "configuration refused, the one before stays in effect");
+            }
+            Reload::StillRefused => tracing::warn!("configuration still refused, for the same reasons"),
+        }
     }
 
     /// Every user who has to connect from now on.

@@ -11,7 +11,7 @@ use crate::host::{Authority, Host, HostError, HostName};
 use crate::names::ProviderName;
 
 /// One entry of `routes:` in `proxy.yaml`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// How logs and `check` name it: its place in the file and its host.
     pub name: Arc<str>,

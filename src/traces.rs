@@ -18,7 +18,7 @@ const MOST: usize = 2048;
 const LONGEST_STATE: usize = 512;
 
 /// Where spans are sent, and of which requests.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Collector {
     /// The URL that they are posted to (OTLP over HTTP).
     pub endpoint: Url,

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use askama::Template;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tower_service::Service;
 use url::Url;
 
 use crate::drain::Drain;
@@ -389,6 +391,33 @@ fn authority(url: &Url) -> Option<Authority> {
     Some(Authority::new(url.host_str()?.parse().ok()?, url.port_or_known_default()?))
 }
 
+/// Pages that can be replaced while they are served. A clone is the same ones.
+#[derive(Clone)]
+pub struct Site {
+    current: Arc<ArcSwap<Router>>,
+}
+
+impl Site {
+    /// These pages.
+    pub fn new(router: Router) -> Self {
+        Self { current: Arc::new(ArcSwap::from_pointee(router)) }
+    }
+
+    /// From now on requests find these, on connections that are open as well.
+    pub fn replace(&self, router: Router) {
+        self.current.store(Arc::new(router));
+    }
+
+    /// To be served.
+    pub fn router(&self) -> Router {
+        let current = self.current.clone();
+        Router::new().fallback(move |request: Request| {
+            let mut router = Router::clone(&current.load());
+            async move { router.call(request).await }
+        })
+    }
+}
+
 /// Takes connections until the stop begins, and lets what is under way on them finish.
 pub async fn serve(mut listener: Listener, router: Router, drain: Drain, head_timeout: Duration) {
     let mut stop = pin!(drain.started());
@@ -429,7 +458,6 @@ pub fn streamed(pieces: impl futures_util::Stream<Item = String> + Send + 'stati
 #[cfg(test)]
 mod tests {
     use axum::routing::post;
-    use tower_service::Service;
 
     use super::*;
 

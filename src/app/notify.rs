@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{Semaphore, watch};
 
 use crate::drain::Drain;
 use crate::events::{Events, Missing};
@@ -27,46 +27,66 @@ const WAITING: usize = 1000;
 /// As much of a webhook's answer as is read.
 const ANSWER: usize = 4 << 10;
 
+/// Who is told, of which provider.
+pub(super) type Told = HashMap<ProviderName, OnMissing>;
+
+/// Who is to be told, as these providers have it.
+pub(super) fn told(providers: &[Arc<Provider>]) -> Told {
+    let wanted = providers
+        .iter()
+        .filter(|provider| provider.on_missing.webhook.is_some() || !provider.on_missing.command.is_empty());
+    wanted.map(|provider| (provider.name.clone(), provider.on_missing.clone())).collect()
+}
+
 /// Waits for what is to be told.
 pub(super) struct Notifier {
-    told: HashMap<ProviderName, OnMissing>,
+    told: watch::Receiver<Told>,
     calls: Arc<Calls>,
-    missing: broadcast::Receiver<Missing>,
+    events: Events,
+    /// None where nobody is to be told.
+    missing: Option<broadcast::Receiver<Missing>>,
     drain: Drain,
 }
 
 impl Notifier {
-    pub(super) fn new(providers: &[Arc<Provider>], calls: Arc<Calls>, events: &Events, drain: &Drain) -> Self {
-        let wanted = providers
-            .iter()
-            .filter(|provider| provider.on_missing.webhook.is_some() || !provider.on_missing.command.is_empty());
-        let told = wanted.map(|provider| (provider.name.clone(), provider.on_missing.clone())).collect();
-        Self { told, calls, missing: events.watch_missing(), drain: drain.clone() }
+    pub(super) fn new(told: watch::Receiver<Told>, calls: Arc<Calls>, events: &Events, drain: &Drain) -> Self {
+        let mut notifier = Self { told, calls, events: events.clone(), missing: None, drain: drain.clone() };
+        notifier.listen();
+        notifier
     }
 
-    /// Tells, until the stop begins. Where nobody is to be told, it watches nothing.
-    pub(super) async fn run(self) {
-        let Self { told, calls, mut missing, drain } = self;
-        if told.is_empty() {
-            return;
-        }
-        let stop = drain.started();
+    /// Watches where somebody is to be told, and goes on where it did so before.
+    fn listen(&mut self) {
+        let missing = self.missing.take().unwrap_or_else(|| self.events.watch_missing());
+        self.missing = Some(missing).filter(|_| !self.told.borrow_and_update().is_empty());
+    }
+
+    /// Tells, until the stop begins.
+    pub(super) async fn run(mut self) {
+        let stop = self.drain.started();
         tokio::pin!(stop);
         let (waiting, at_once) = (Arc::new(Semaphore::new(WAITING)), Arc::new(Semaphore::new(AT_ONCE)));
         loop {
             let told_of = tokio::select! {
                 () = &mut stop => return,
-                one = missing.recv() => one,
+                changed = self.told.changed() => match changed {
+                    Ok(()) => {
+                        self.listen();
+                        continue;
+                    }
+                    Err(_) => return,
+                },
+                one = next(&mut self.missing) => one,
             };
             match told_of {
                 Ok(missing) => {
-                    let Some(whom) = told.get(&missing.provider).cloned() else { continue };
+                    let Some(whom) = self.told.borrow().get(&missing.provider).cloned() else { continue };
                     let Ok(place) = waiting.clone().try_acquire_owned() else {
                         tracing::warn!(provider = %missing.provider, "too many users have to connect: one is not told");
                         continue;
                     };
                     // Side by side: a webhook that hangs must not keep the next user waiting.
-                    let (calls, at_once) = (calls.clone(), at_once.clone());
+                    let (calls, at_once) = (self.calls.clone(), at_once.clone());
                     tokio::spawn(async move {
                         let _turn = at_once.acquire().await;
                         tell(calls, whom, missing).await;
@@ -77,6 +97,14 @@ impl Notifier {
                 Err(RecvError::Closed) => return,
             }
         }
+    }
+}
+
+/// The next one who has to connect; none ever where nobody is to be told.
+async fn next(missing: &mut Option<broadcast::Receiver<Missing>>) -> Result<Missing, RecvError> {
+    match missing {
+        Some(missing) => missing.recv().await,
+        None => std::future::pending().await,
     }
 }
 

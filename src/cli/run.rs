@@ -1,8 +1,11 @@
 //! `sidebearer run`: the sidecar, until it is told to stop.
 
+use std::path::Path;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CliError;
+use crate::app::reload::Watch;
 use crate::app::{self, Authority, Options};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -12,7 +15,9 @@ use crate::names::UserName;
 use crate::systemd;
 
 /// Runs the sidecar; 0 when it drained, 1 when it was forced.
-pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
+pub(super) async fn run(config: &Path, settings: &Settings) -> Result<u8, CliError> {
+    // First: it ends a program that does not listen for it.
+    let hang_up = listen(SignalKind::hangup())?;
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = app::build(settings, options).await?;
     let (mut signals, quit) = (Signals::listen()?, app.quit());
@@ -24,6 +29,7 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, CliError> {
     let health = app.health.map(|health| health.to_string());
     tracing::info!(address, transparent, admin, health, ca, routes = settings.routes.len(), "listening");
     let status = format!("listening on {address}");
+    tokio::spawn(Watch::new(config, app.reloader()).run(hang_up, status.clone()));
     let stop = async move {
         // Polled first when everything is served.
         systemd::ready(&status);

@@ -22,11 +22,24 @@ type Placed<'a> = &'a dyn Fn(&str, &str) -> Option<String>;
 /// The longest file that is put into a value, in bytes.
 const LONGEST: u64 = 1 << 16;
 
-/// Replaces in every value of the document. Gives what could not be, and the variables that hold secrets.
-pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>) -> (Vec<Mistake>, Vec<String>) {
+/// What came of it.
+pub(super) struct Replaced {
+    /// What could not be replaced.
+    pub mistakes: Vec<Mistake>,
+    /// The variables that hold secrets.
+    pub secrets: Vec<String>,
+    /// The files that are named.
+    pub files: Vec<PathBuf>,
+}
+
+/// Notes the files that are named.
+type Files<'a> = &'a RefCell<Vec<PathBuf>>;
+
+/// Replaces in every value of the document.
+pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>) -> Replaced {
     let mut mistakes = Vec::new();
     let file = document.file.clone();
-    let secrets = RefCell::new(Vec::new());
+    let (secrets, files) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
     let environment = &|path: &str, name: &str| {
         // A path in the home directory is no secret, and no agent does without that.
         if is_secret(path) && name != "HOME" {
@@ -34,11 +47,11 @@ pub(super) fn interpolate(document: &mut Document, environment: Environment<'_>)
         }
         environment(name)
     };
-    in_node(&mut document.root, String::new(), environment, &mut |node, place, Wrong { what, hint }| {
+    in_node(&mut document.root, String::new(), (environment, &files), &mut |node, place, Wrong { what, hint }| {
         let (line, column) = (node.at.line, node.at.column);
         mistakes.push(Mistake { file: file.clone(), line, column, place, what, hint });
     });
-    (mistakes, secrets.into_inner())
+    Replaced { mistakes, secrets: secrets.into_inner(), files: files.into_inner() }
 }
 
 /// Whether what stands there is for nobody else to see.
@@ -53,19 +66,25 @@ fn is_secret(path: &str) -> bool {
         || path.contains(".params.")
 }
 
-fn in_node(node: &mut Node, path: String, environment: Placed<'_>, refuse: &mut dyn FnMut(&Node, String, Wrong)) {
+fn in_node(
+    node: &mut Node,
+    path: String,
+    sources: (Placed<'_>, Files<'_>),
+    refuse: &mut dyn FnMut(&Node, String, Wrong),
+) {
+    let (environment, files) = sources;
     match &mut node.value {
         Value::List(list) => {
             for (index, item) in list.iter_mut().enumerate() {
-                in_node(item, format!("{path}[{index}]"), environment, refuse);
+                in_node(item, format!("{path}[{index}]"), sources, refuse);
             }
         }
         Value::Mapping(entries) => {
             for entry in entries.iter_mut().filter(|entry| entry.repeats.is_none()) {
-                in_node(&mut entry.node, join(&path, &entry.key), environment, refuse);
+                in_node(&mut entry.node, join(&path, &entry.key), sources, refuse);
             }
         }
-        Value::Text(text) if text.contains("${") => match replace(text, &|name| environment(&path, name)) {
+        Value::Text(text) if text.contains("${") => match replace(text, &|name| environment(&path, name), files) {
             Ok((replaced, from_outside)) => {
                 node.value = Value::Text(replaced);
                 node.replaced = from_outside;
@@ -90,7 +109,7 @@ fn wrong(what: impl Into<String>, hint: impl Into<String>) -> Wrong {
 }
 
 /// The text with everything put in, and whether anything was.
-fn replace(text: &str, environment: Environment<'_>) -> Result<(Zeroizing<String>, bool), Wrong> {
+fn replace(text: &str, environment: Environment<'_>, files: Files<'_>) -> Result<(Zeroizing<String>, bool), Wrong> {
     const MEANT: &str = "write `$${` for a `${` that is meant";
     let mut done = Zeroizing::new(String::new());
     let mut from_outside = false;
@@ -105,7 +124,7 @@ fn replace(text: &str, environment: Environment<'_>) -> Result<(Zeroizing<String
         }
         let (name, after) = reference.split_once('}').ok_or_else(|| wrong("a `${` has no `}`", MEANT))?;
         let value = match name.strip_prefix("file:") {
-            Some(path) => file(path, environment)?,
+            Some(path) => file(path, environment, files)?,
             None if is_variable(name) => variable(name, environment)?,
             None => return Err(wrong("this is neither `${NAME}` nor `${file:PATH}`", MEANT)),
         };
@@ -132,10 +151,11 @@ fn variable(name: &str, environment: Environment<'_>) -> Result<Zeroizing<String
 }
 
 /// The text of a file, without its last line's end.
-fn file(path: &str, environment: Environment<'_>) -> Result<Zeroizing<String>, Wrong> {
+fn file(path: &str, environment: Environment<'_>, files: Files<'_>) -> Result<Zeroizing<String>, Wrong> {
     let unreadable = |error: std::io::Error| Wrong { what: format!("cannot read `{path}`: {error}"), hint: None };
     let in_home = path.strip_prefix("~/").zip(environment("HOME"));
     let place = in_home.map_or_else(|| PathBuf::from(path), |(below, home)| PathBuf::from(home).join(below));
+    files.borrow_mut().push(place.clone());
     let file = File::open(place).map_err(unreadable)?;
     if super::readable_by(&file.metadata().map_err(unreadable)?, 0o004) {
         let hint = format!("`chmod 600 {path}`; for a Kubernetes secret, `defaultMode: 0440`");

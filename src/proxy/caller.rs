@@ -52,6 +52,8 @@ pub struct Entrance {
     pub user: Option<UserName>,
     /// Which agent they are.
     pub agent: Option<Arc<Agent>>,
+    /// Nobody does any more: the configuration that it is of has gone, and the listener is still there.
+    pub shut: bool,
 }
 
 /// Who sends a request, and for whom.
@@ -106,6 +108,9 @@ impl Door {
     /// # Errors
     /// 407 without credentials that are right, and 403 for a user that the agent may not act for.
     pub fn admit(&self, entrance: &Entrance, headers: &HeaderMap) -> Result<Caller, Reject> {
+        if entrance.shut {
+            return Err(Reject::NoLongerAdmitted);
+        }
         if let Some(user) = &entrance.user {
             return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
         }
@@ -132,6 +137,9 @@ impl Door {
     /// # Errors
     /// 403 where a new tunnel would not be let in.
     pub fn admit_again(&self, entrance: &Entrance, caller: &Caller) -> Result<Caller, Reject> {
+        if entrance.shut {
+            return Err(Reject::NoLongerAdmitted);
+        }
         if let Some(user) = &entrance.user {
             return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
         }
@@ -243,7 +251,7 @@ mod tests {
         let alice = come(&before, Some(&basic("alice:secret-of-researcher"))).unwrap();
         let anyone = Door::new(Vec::new(), UserName::default());
         let nobody = come(&anyone, None).unwrap();
-        let by_listener = |user: &str| Entrance { user: Some(user.parse().unwrap()), agent: None };
+        let by_listener = |user: &str| Entrance { user: Some(user.parse().unwrap()), ..Entrance::default() };
         let only = |name: &str, secret: &str, user: &str| {
             let (name, secret) = (name.to_owned(), Secret::new(secret));
             let users = Users::These(vec![user.parse().unwrap()]);
@@ -262,7 +270,7 @@ mod tests {
         assert_eq!(now(&before, &shown, &nobody), Err("no_longer_admitted"));
         assert_eq!(now(&before, &by_listener("carol"), &alice).as_deref(), Ok("None for carol"));
         // It has shown no secret: the listener said who it is, and does so no more.
-        let entrance = Entrance { user: Some("alice".parse().unwrap()), agent: alice.agent.clone() };
+        let entrance = Entrance { user: Some("alice".parse().unwrap()), agent: alice.agent.clone(), shut: false };
         let told = before.admit(&entrance, &HeaderMap::new()).unwrap();
         assert_eq!(now(&before, &shown, &told), Err("no_longer_admitted"));
     }

@@ -59,7 +59,7 @@ pub(super) enum Reject {
     Plaintext,
     #[error("the proxy wants to know who you are{}", if *.wrong { ", and these credentials are not right" } else { "" })]
     Unauthenticated { wrong: bool },
-    #[error("the configuration has changed, and whoever opened this tunnel would not be let in now")]
+    #[error("the configuration has changed, and does not let you in here any more")]
     NoLongerAdmitted,
     #[error("the agent `{agent}` may not act for `{user}`")]
     UserNotAllowed { agent: String, user: UserName },

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request};
@@ -33,7 +35,7 @@ const UNREAD: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Calls {
     /// With connections of its own: no agent's request ever shares one with a secret.
-    upstream: Upstream,
+    upstream: Arc<ArcSwap<Upstream>>,
 }
 
 /// An authorization server's answer.
@@ -49,7 +51,12 @@ pub struct Reply {
 impl Calls {
     /// A client that finds its way as `dialer` does. Must be called within a tokio runtime.
     pub fn new(dialer: Dialer) -> Self {
-        Self { upstream: Upstream::new(dialer) }
+        Self { upstream: Arc::new(ArcSwap::from_pointee(Upstream::new(dialer))) }
+    }
+
+    /// From now on it finds its way as this one does; what is under way goes on as it began.
+    pub fn redirect(&self, dialer: Dialer) {
+        self.upstream.store(Arc::new(Upstream::new(dialer)));
     }
 
     /// Sends a request to a provider (RFC 6749 section 4.4.2). Its body, and with it the grant, does not go out after the
@@ -127,7 +134,8 @@ impl Calls {
     }
 
     async fn exchange(&self, origin: &Origin, request: Request<RequestBody>, limit: usize) -> Result<Reply, CallError> {
-        let (head, mut rest) = self.upstream.send(origin, request, None).await?.into_parts();
+        let upstream = self.upstream.load_full();
+        let (head, mut rest) = upstream.send(origin, request, None).await?.into_parts();
         let mut body = Vec::new();
         while let Some(frame) = rest.frame().await {
             let frame = frame.map_err(|_| CallError::Broken)?;

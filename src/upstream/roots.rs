@@ -10,7 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::crypto;
 
 /// The roots, and where they came from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
     certificates: Vec<CertificateDer<'static>>,
 }

@@ -20,6 +20,7 @@ mod load;
 mod missing;
 mod program;
 mod reflections;
+mod reload;
 mod retry;
 mod routing;
 mod tls;

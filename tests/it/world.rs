@@ -27,7 +27,8 @@ use base64::prelude::BASE64_STANDARD;
 use rustls::client::EchMode;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use sidebearer::app::{self, Authority, Desk, Options};
+use sidebearer::app::reload::Reloader;
+use sidebearer::app::{self, AppError, Authority, Desk, Options};
 use sidebearer::clock::Clock;
 use sidebearer::config::{self, Settings};
 use sidebearer::drain::Drained;
@@ -115,6 +116,7 @@ pub struct World {
     /// What time it is; its wall clock can be set apart.
     pub clock: Clock,
     settings: Settings,
+    reloader: Reloader,
     /// Where the CA of one run is, if it is not the store's.
     authority: Option<PathBuf>,
     environment: Environment,
@@ -302,7 +304,7 @@ authorization_code:
         }
         let (user, clock) = (self.user.parse().unwrap(), Clock::stepped());
         let authority = if self.keeps_authority { None } else { Some(folder.path().join("ca")) };
-        let Launched { places, proxy, admin, health, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, health, ca, roots, told, reloader, stop, running } =
             Launched::new(&settings, authority.clone(), &user, &clock, &root.pem).await;
         World {
             api,
@@ -318,6 +320,7 @@ authorization_code:
             ca,
             clock,
             settings,
+            reloader,
             authority,
             environment,
             user,
@@ -412,6 +415,7 @@ struct Launched {
     ca: PathBuf,
     roots: Arc<RootCertStore>,
     told: Told,
+    reloader: Reloader,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Drained>,
 }
@@ -425,11 +429,11 @@ impl Launched {
         let (places, proxy) = (app.places.clone(), app.address().unwrap());
         let (admin, health, ca) = (app.admin.unwrap(), app.health.unwrap(), app.ca_files.ca.clone());
         let told = Told::by(app.events.watch());
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (reloader, (stop, stopped)) = (app.reloader(), oneshot::channel::<()>());
         let running = tokio::spawn(app.run(async {
             let _ = stopped.await;
         }));
-        Self { places, proxy, admin, health, ca, roots, told, stop, running }
+        Self { places, proxy, admin, health, ca, roots, told, reloader, stop, running }
     }
 }
 
@@ -507,11 +511,35 @@ impl World {
     pub async fn restarts(&mut self) {
         self.begins_to_stop();
         self.ends().await;
-        let Launched { places, proxy, admin, health, ca, roots, told, stop, running } =
+        let Launched { places, proxy, admin, health, ca, roots, told, reloader, stop, running } =
             Launched::new(&self.settings, self.authority.clone(), &self.user, &self.clock, &self.root).await;
         (self.places, self.proxy, self.admin, self.health) = (places, proxy, admin, health);
         (self.ca, self.roots) = (ca, roots);
         (self.told, self.stop, self.running) = (Mutex::new(told), Some(stop), Some(running));
+        self.reloader = reloader;
+    }
+
+    /// Its `proxy.yaml` changes, in each place that holds the first text of a pair, and it is reloaded.
+    pub async fn reloads(&mut self, changes: &[(&str, &str)]) {
+        self.tries_to_reload(changes).await.unwrap();
+        let ca = std::fs::read_to_string(&self.ca).unwrap();
+        self.roots = Arc::new(roots(&[&ca, &self.root]));
+    }
+
+    /// As [`World::reloads`], where that may fail.
+    pub async fn tries_to_reload(&mut self, changes: &[(&str, &str)]) -> Result<events::Reload, AppError> {
+        let path = self.folder.path().join("proxy.yaml");
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        for (old, new) in changes {
+            assert!(text.contains(old), "{old} is not in {text}");
+            text = text.replace(old, new);
+        }
+        let settings = config::parse("proxy.yaml", &text, &|name| self.environment.get(name));
+        let settings = settings.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let outcome = self.reloader.reload(settings.clone()).await?;
+        std::fs::write(path, text).unwrap();
+        self.settings = settings;
+        Ok(outcome)
     }
 
     /// A connection to the proxy's port.

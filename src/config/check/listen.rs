@@ -137,7 +137,7 @@ impl Check<'_> {
                 Place::Unix { path, mode: keys.mode.map_or(0o600, |Parsed(FileMode(mode))| mode) }
             }
         };
-        Some((place, Entrance { user, agent }))
+        Some((place, Entrance { user, agent, shut: false }))
     }
 
     /// An address that other machines reach is for agents that show who they are.

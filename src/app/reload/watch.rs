@@ -1,0 +1,168 @@
+//! Sees that the configuration has changed: by what its files contain, since a ConfigMap is updated by swapping a symlink,
+//! which no watch of a file shows.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::Signal;
+
+use super::Reloader;
+use crate::config::{self, Reading};
+use crate::events::Reload;
+use crate::systemd;
+
+/// How often it is looked. What has changed takes effect at the second look.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often files are read again that change while they are read.
+const TRIES: usize = 5;
+
+/// What files contain, or why they cannot be read.
+type Print = [u8; 32];
+
+/// Watches a configuration's file, and those that it names.
+pub struct Watch {
+    config: PathBuf,
+    reloader: Reloader,
+    files: BTreeSet<PathBuf>,
+    /// What they contained when they were read for the last time.
+    read: Option<Print>,
+    /// What they contained at the last look.
+    seen: Option<Print>,
+    /// Why it was refused, if it was.
+    refused: Option<String>,
+    /// Whether nothing has been read but at the start.
+    first: bool,
+}
+
+impl Watch {
+    /// For a sidecar that was started with this file.
+    pub fn new(config: &Path, reloader: Reloader) -> Self {
+        let (config, files) = (config.to_owned(), BTreeSet::from([config.to_owned()]));
+        Self { config, reloader, files, read: None, seen: None, refused: None, first: true }
+    }
+
+    /// Reloads when files have changed, and at once at each `hang_up`, until the stop begins. systemd, which waits for that,
+    /// shows `status` again afterwards.
+    pub async fn run(mut self, mut hang_up: Signal, status: String) {
+        let stop = self.reloader.inner.lasting.drain.started();
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                Some(()) = hang_up.recv() => {
+                    systemd::reloading();
+                    self.reload(true).await;
+                    systemd::ready(&status);
+                }
+                () = tokio::time::sleep(LOOK_EVERY) => self.look().await,
+            }
+        }
+    }
+
+    /// Reloads what has changed and stays as it is: of a file that is being written there is only a part.
+    pub async fn look(&mut self) {
+        let Ok(now) = self.print().await else { return };
+        let stays = self.seen.replace(now) == Some(now);
+        if stays && self.read != Some(now) {
+            self.reload(false).await;
+        }
+    }
+
+    /// Reads it all and has it take effect; `asked` when somebody wants to know what comes of it.
+    pub async fn reload(&mut self, asked: bool) {
+        let (print, reading) = match self.steady().await {
+            Ok(steady) => steady,
+            Err(error) => return self.tell(Err(error.to_string()), asked),
+        };
+        self.read = Some(print);
+        let outcome = match reading.settings {
+            Ok(settings) => self.reloader.reload(settings).await.map_err(|error| {
+                // What failed may not be in the files: the store, a folder. It is tried again.
+                self.read = None;
+                format!("{error}\nhint: {}", error.hint())
+            }),
+            Err(mistakes) => Err(mistakes.to_string()),
+        };
+        self.tell(outcome, asked);
+    }
+
+    /// Reads the configuration until nothing has changed while it was read.
+    async fn steady(&mut self) -> io::Result<(Print, Reading)> {
+        for _ in 0..TRIES {
+            let before = self.print().await?;
+            let config = self.config.clone();
+            let reading = blocking(move || config::read(&config)).await;
+            let mut files = BTreeSet::from([self.config.clone()]);
+            files.extend(reading.files.iter().cloned());
+            if reading.settings.is_err() {
+                // Of a text with a mistake it may not be known what it names.
+                files.append(&mut self.files.clone());
+            }
+            let known = std::mem::replace(&mut self.files, files) == self.files;
+            if known && self.print().await? == before {
+                return Ok((before, reading));
+            }
+        }
+        Err(io::Error::other("the configuration's files change while they are read"))
+    }
+
+    fn tell(&mut self, outcome: Result<Reload, String>, asked: bool) {
+        let first = std::mem::take(&mut self.first);
+        let events = &self.reloader.inner.lasting.events;
+        match outcome {
+            // What was read at the start is read once more, since it may have changed meanwhile.
+            Ok(Reload::Unchanged) if first && !asked => {}
+            Ok(reload) => {
+                self.refused = None;
+                events.reloaded(&reload);
+            }
+            Err(error) if self.refused.as_ref() == Some(&error) => {
+                if asked {
+                    events.reloaded(&Reload::StillRefused);
+                }
+            }
+            Err(error) => {
+                self.refused = Some(error.clone());
+                events.reloaded(&Reload::Refused { error });
+            }
+        }
+    }
+
+    /// What the files contain now.
+    ///
+    /// # Errors
+    /// When one of them is no file that can be read again.
+    async fn print(&self) -> io::Result<Print> {
+        let files = self.files.clone();
+        blocking(move || {
+            let mut print = Sha256::new();
+            for path in &files {
+                print.update(path.as_os_str().as_encoded_bytes());
+                match contents(path) {
+                    Ok(contents) => print.update(contents),
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
+                    Err(error) => print.update(error.to_string()),
+                }
+            }
+            Ok(print.finalize().into())
+        })
+        .await
+    }
+}
+
+/// The hash of what is in a file. A pipe would be empty the second time, or hang.
+fn contents(path: &Path) -> io::Result<Print> {
+    if !fs::metadata(path)?.is_file() {
+        let what = format!("`{}` is no file, and is not read again", path.display());
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    }
+    Ok(Sha256::digest(fs::read(path)?).into())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("reading files does not panic")
+}
