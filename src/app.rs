@@ -32,6 +32,7 @@ use crate::host;
 use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Listener, Place};
+use crate::metrics::Metrics;
 use crate::names::UserName;
 use crate::proxy::caller::Entrance;
 use crate::routes::Routes;
@@ -118,17 +119,23 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         None => None,
     };
     let audit = settings.audit.as_ref().map(open_audit).transpose()?;
-    let (drain, quit) = (Drain::default(), Quit::default());
+    let (events, drain, quit) = (Events::default(), Drain::default(), Quit::default());
     // Before the store is waited for: a sidecar that starts slowly lives.
     let (health, probes) = match settings.health {
-        Some(at) => Some(probes(at, &drain).await?).unzip(),
+        Some(at) => Some(probes(at, &events, &drain).await?).unzip(),
         None => (None, None),
     };
+    if let Some(audit) = audit.clone() {
+        events.metrics().audit_lines(move || {
+            let audit::Lines { written, failed } = audit.lines();
+            (written, failed)
+        });
+    }
     let (places, transparent) = (bound(&listeners), bound(&redirected));
 
     tokio::task::spawn_blocking(crypto::warm_up);
     let roots = load_roots(settings);
-    let store = await_store(settings).await?;
+    let store = await_store(settings).await?.measured_by(events.metrics());
     let roots = roots.await.expect("loading roots does not panic")?;
     let routes = Routes::new(settings.routes.iter().cloned());
     let (ca, ca_files, keeps_ca) = match authority {
@@ -139,12 +146,12 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
         Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder), false),
     };
     ca_files.write(&ca, roots.certificates(), keeps_ca)?;
+    events.metrics().ca_ends(ca.not_after());
 
-    let events = Events::default();
     let (pages, admin) = admin.unzip();
     let own = places.iter().chain(&transparent).filter_map(Place::address);
     let own: Vec<SocketAddr> = own.chain(admin).chain(health).collect();
-    let dialer = dialer(settings, &roots, own.clone())?;
+    let dialer = dialer(settings, &roots, own.clone(), events.metrics())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
     let traces = settings.traces.clone().map(|collector| Export::start(collector, calls.clone()));
     let (traces, export) = traces.unzip();
@@ -204,14 +211,14 @@ fn load_roots(settings: &Settings) -> JoinHandle<Result<Roots, RootsError>> {
 }
 
 /// What leads out, and never to our `own` listeners.
-fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>) -> Result<Dialer, AppError> {
+fn dialer(settings: &Settings, roots: &Roots, own: Vec<SocketAddr>, metrics: &Metrics) -> Result<Dialer, AppError> {
     for proxy in settings.proxies.all() {
         if proxy.is_one_of(&own) {
             return Err(AppError::OwnProxy(proxy.authority.clone()));
         }
         tracing::info!(proxy = %proxy.authority, "requests go out through the upstream proxy");
     }
-    let dialer = Dialer::new(roots, settings.resolve.clone(), settings.proxies.clone(), &settings.limits)?;
+    let dialer = Dialer::new(roots, settings.resolve.clone(), settings.proxies.clone(), &settings.limits, metrics)?;
     dialer.refuse(own);
     Ok(dialer)
 }
@@ -246,9 +253,9 @@ async fn bind_at(key: &'static str, at: SocketAddr) -> Result<(Listener, SocketA
     Ok((listener, bound))
 }
 
-async fn probes(at: SocketAddr, drain: &Drain) -> Result<(SocketAddr, Probes), AppError> {
+async fn probes(at: SocketAddr, events: &Events, drain: &Drain) -> Result<(SocketAddr, Probes), AppError> {
     let (listener, bound) = bind_at("health", at).await?;
-    let health = Health::new(drain.clone());
+    let health = Health::new(events.metrics().clone(), drain.clone());
     Ok((bound, Probes { _serving: health.serve(listener), health }))
 }
 
@@ -290,11 +297,11 @@ pub struct Desk {
 pub async fn desk(settings: &Settings) -> Result<Desk, AppError> {
     let roots = Roots::load(&settings.extra_ca_files, ca::ORGANIZATION)?;
     let store = open_store(settings, true).await?;
-    let (clock, drain) = (Clock::system(), Drain::default());
+    let (clock, drain, events) = (Clock::system(), Drain::default(), Events::default());
     let own = settings.listen.iter().chain(&settings.transparent).filter_map(|(place, _)| place.address());
     let own = own.chain(settings.admin).chain(settings.health);
-    let servers = Arc::new(Calls::new(dialer(settings, &roots, own.collect())?));
-    let (events, shared) = (Events::default(), store.clone());
+    let servers = Arc::new(Calls::new(dialer(settings, &roots, own.collect(), events.metrics())?));
+    let shared = store.clone();
     let parts = tokens::Parts { store: shared, servers, clock: clock.clone(), events, drain: drain.clone() };
     let tokens = Tokens::new(&settings.providers, parts);
     let links = links(settings, settings.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))), &store);

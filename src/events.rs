@@ -1,4 +1,4 @@
-//! What happened to a request or to a token, said once: to the log, and to whoever watches live.
+//! What happened to a request or to a token, said once: to the log, to the figures, and to whoever watches live.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +9,13 @@ use http::{Method, StatusCode};
 use tokio::sync::broadcast;
 
 use crate::host::Authority;
+use crate::metrics::Metrics;
 use crate::names::{ProviderName, Subject, UserName};
 
 /// Takes events and hands them on. A clone feeds the same watchers.
 #[derive(Clone)]
 pub struct Events {
+    metrics: Metrics,
     live: broadcast::Sender<Event>,
     /// On their own: who looks for users must not wake for each request.
     missing: broadcast::Sender<Missing>,
@@ -120,12 +122,16 @@ pub struct Request {
     pub code: Option<&'static str>,
     /// Whether it was sent a second time.
     pub retried: bool,
+    /// Whether the second try's token was accepted.
+    pub recovered: bool,
     /// Why a 401 was passed on without a second try.
     pub passed: Option<&'static str>,
     /// From its head's arrival to its answer's head.
     pub took: Duration,
     /// Of that, the time spent waiting for a token.
     pub token: Duration,
+    /// Of that, the time spent waiting for the upstream.
+    pub upstream: Duration,
 }
 
 /// Something that happened to one token.
@@ -181,6 +187,7 @@ pub enum TokenChange {
 impl Default for Events {
     fn default() -> Self {
         Self {
+            metrics: Metrics::default(),
             live: broadcast::channel(256).0,
             missing: broadcast::channel(256).0,
             tunnels: broadcast::channel(256).0,
@@ -190,6 +197,11 @@ impl Default for Events {
 }
 
 impl Events {
+    /// The figures that it counts in, for what is not an event.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Every event from now on. A slow watcher misses some, and never holds a request up.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
         self.live.subscribe()
@@ -205,7 +217,7 @@ impl Events {
         self.recent.events.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
-    /// Logs a request and shows it to the watchers.
+    /// Logs a request, counts it, and shows it to the watchers.
     pub fn request(&self, event: Request) {
         tracing::info!(
             method = %event.method,
@@ -223,10 +235,11 @@ impl Events {
             token_ms = milliseconds(event.token),
             "request"
         );
+        self.metrics.request(&event);
         self.show(Event::Request(event));
     }
 
-    /// Logs what happened to a token and shows it to the watchers.
+    /// Logs what happened to a token, counts it, and shows it to the watchers.
     pub fn token(&self, event: Token) {
         let (provider, subject) = (&event.provider, &event.subject);
         match &event.what {
@@ -247,6 +260,7 @@ impl Events {
                 tracing::info!(%provider, %subject, generation, "token rejected with 401")
             }
         }
+        self.metrics.token(&event);
         self.show(Event::Token(event));
     }
 
@@ -265,8 +279,9 @@ impl Events {
         self.show(Event::Missing(event));
     }
 
-    /// Logs that the configuration was read again.
+    /// Logs that the configuration was read again, and counts it.
     pub fn reloaded(&self, reload: &Reload) {
+        self.metrics.reload(reload);
         match reload {
             Reload::Done => tracing::info!("configuration reloaded"),
             Reload::Unchanged => tracing::info!("configuration unchanged"),

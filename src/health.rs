@@ -1,15 +1,18 @@
-//! The health listener: what probes ask of a sidecar, answered to anyone and during the drain too.
+//! The health listener: what probes and Prometheus ask of a sidecar, answered to anyone and during the drain too.
 //!
 //! It is the one listener that other machines may reach. So it changes nothing, and shows no secret and no user.
 
+mod glance;
+
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -17,13 +20,15 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::drain::Drain;
 use crate::listen::{Connection, Listener};
-use crate::tokens::{Condition, Tokens};
+use crate::metrics::{Grants, Metrics};
+use crate::tokens::{Condition, Fare, Tokens};
 use crate::web::{self, json_response};
+use glance::Glance;
 
 /// How long one question and its answer may take.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -33,7 +38,9 @@ const MOST: usize = 64;
 const LARGEST_HEAD: usize = 16 << 10;
 /// How old a condition may be: whoever asks often does not have all tokens looked through each time.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long an answer waits for a condition. A kubelet gives a probe one second, and a store that is away takes longer.
+/// How old the count of grants may be, which is one statement of the store.
+const CENSUS: Duration = Duration::from_secs(15);
+/// How long an answer waits for what it looks at. A kubelet gives a probe one second, and a store that is away takes longer.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is known for probes. A clone is the same one.
@@ -44,18 +51,19 @@ pub struct Health {
 
 struct Inner {
     drain: Drain,
+    metrics: Metrics,
     /// Known when everything is bound and ready.
     tokens: OnceLock<Tokens>,
-    last: Mutex<Option<(Instant, Arc<Condition>)>>,
-    /// Held while the condition is looked at: one look serves all who ask.
-    looks: tokio::sync::Mutex<()>,
+    condition: Glance<Condition>,
+    /// How many grants of each provider are in which state; none when the store cannot be asked.
+    census: Glance<Option<Vec<Grants>>>,
 }
 
 impl Health {
     /// Of a sidecar that is starting; `drain` says when it stops.
-    pub fn new(drain: Drain) -> Self {
-        let (tokens, last, looks) = (OnceLock::new(), Mutex::default(), tokio::sync::Mutex::default());
-        Self { inner: Arc::new(Inner { drain, tokens, last, looks }) }
+    pub fn new(metrics: Metrics, drain: Drain) -> Self {
+        let (condition, census) = (Glance::every(FRESH), Glance::every(CENSUS));
+        Self { inner: Arc::new(Inner { drain, metrics, tokens: OnceLock::new(), condition, census }) }
     }
 
     /// The sidecar has started.
@@ -74,6 +82,7 @@ impl Health {
             .route("/startupz", get(startup))
             .route("/livez", get(|| async { json_response(StatusCode::OK, &json!({ "status": "ok" })) }))
             .route("/readyz", get(ready))
+            .route("/metrics", get(figures))
             .with_state(self.clone())
             .layer(middleware::map_response(async |mut response: Response| {
                 web::secure(response.headers_mut());
@@ -83,21 +92,24 @@ impl Health {
 
     /// How the tokens fare, at most a little ago.
     async fn condition(&self, tokens: &Tokens) -> Option<Arc<Condition>> {
-        let (this, tokens) = (self.clone(), tokens.clone());
-        // In a task of its own: whoever comes next has what a hasty one did not wait for.
-        let look = tokio::spawn(async move {
-            let _turn = this.inner.looks.lock().await;
-            if this.last().is_none_or(|(at, _)| at.elapsed() > FRESH) {
-                let condition = Arc::new(tokens.condition().await);
-                *this.inner.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), condition));
-            }
-        });
-        let _ = timeout(PATIENCE, look).await;
-        self.last().map(|(_, condition)| condition)
+        let tokens = tokens.clone();
+        self.inner.condition.look(PATIENCE, async move { tokens.condition().await }).await
     }
 
-    fn last(&self) -> Option<(Instant, Arc<Condition>)> {
-        self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Brings the figures up to date that nobody counts as it happens.
+    async fn look(&self, tokens: &Tokens) {
+        let figures = &self.inner.metrics;
+        if let Some(condition) = self.condition(tokens).await {
+            let fares = condition.providers.iter();
+            let at_hand = |fare: &'_ Fare| (fare.provider.clone(), fare.tokens, fare.expires_in);
+            figures.at_hand(fares.map(at_hand), condition.unsaved);
+            figures.store_is_up(condition.store_is_there);
+        }
+        let tokens = tokens.clone();
+        let census = self.inner.census.look(PATIENCE, async move { tokens.census().await.ok() }).await;
+        if let Some(grants) = census.as_deref().and_then(Option::as_ref) {
+            figures.grants(grants);
+        }
     }
 }
 
@@ -106,7 +118,7 @@ async fn index() -> impl IntoResponse {
         "Sidebearer ",
         env!("CARGO_PKG_VERSION"),
         "\n\n/startupz  200 once it has started\n/livez     200 while it runs\n/readyz    200 until it stops, and how its \
-         tokens fare\n"
+         tokens fare\n/metrics   figures for Prometheus\n"
     )
 }
 
@@ -128,6 +140,20 @@ async fn ready(State(health): State<Health>) -> Response {
         Some(condition) => json_response(StatusCode::OK, &told(&condition)),
         None => json_response(StatusCode::OK, &json!({ "status": "unknown", "troubles": [], "providers": [] })),
     }
+}
+
+/// In the form that Prometheus asks for; to anyone else, in the older one, which all tools read.
+async fn figures(State(health): State<Health>, headers: HeaderMap) -> Response {
+    if let Some(tokens) = health.inner.tokens.get() {
+        health.look(tokens).await;
+    }
+    let accepts = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let openmetrics = accepts.contains("application/openmetrics-text");
+    let form = match openmetrics {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    ([(CONTENT_TYPE, form)], health.inner.metrics.text(openmetrics)).into_response()
 }
 
 /// What may be told to anyone: codes, and not the words around them, in which a path or a host may stand.

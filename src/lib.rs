@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`events`], [`telemetry`], [`audit`], [`traces`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`metrics`], [`events`], [`telemetry`], [`audit`], [`traces`] |
 //!
 //! One request:
 //!
@@ -43,6 +43,7 @@ pub mod host;
 pub mod limits;
 pub mod links;
 pub mod listen;
+pub mod metrics;
 pub mod names;
 pub mod oauth;
 pub mod process;

@@ -59,6 +59,7 @@ use crate::host::Authority;
 use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Connection, Listener};
+use crate::metrics::Metrics;
 use crate::names::{ProviderName, UserName};
 use crate::routes::{Routes, Unmatched};
 use crate::seldom::seldom;
@@ -158,6 +159,7 @@ struct Lasting {
     failing: DashSet<Authority>,
     /// A place for each connection of an agent.
     places: Places,
+    metrics: Metrics,
     /// Hosts whose text could not be searched for tokens, each told of once.
     coded: DashSet<Authority>,
 }
@@ -227,6 +229,7 @@ struct Connect {
 impl Front {
     /// Puts the parts together. Must be called within a tokio runtime.
     pub fn new(parts: Parts) -> Self {
+        parts.events.metrics().most_agents(parts.limits.max_connections);
         let lasting = Lasting {
             drain: parts.drain.clone(),
             missing: Missing::default(),
@@ -235,6 +238,7 @@ impl Front {
             pseudonym: headers::Pseudonym::random(),
             failing: DashSet::new(),
             places: Places::new(parts.limits.max_connections),
+            metrics: parts.events.metrics().clone(),
             coded: DashSet::new(),
             current: ArcSwap::from_pointee(Inner::new(parts, 0)),
         };
@@ -245,6 +249,7 @@ impl Front {
     pub fn replace(&self, parts: Parts) {
         self.lasting.stalls.limit(parts.limits.write_timeout);
         self.lasting.places.allow(parts.limits.max_connections);
+        self.lasting.metrics.most_agents(parts.limits.max_connections);
         let number = self.lasting.current.load().number + 1;
         self.lasting.current.store(Arc::new(Inner::new(parts, number)));
     }
@@ -261,7 +266,9 @@ impl Front {
             let (front, next) = (self.clone(), Next::default());
             let arrival = Arrival::Proxy(entrance, next.clone());
             let agent = Paced::new(agent, self.current().limits().write_timeout, place);
+            let open = self.lasting.metrics.agent();
             self.drain().spawn_until_forced(async move {
+                let _open = open;
                 front.serve_h1(agent, arrival).await;
                 next.run().await;
             });
@@ -602,8 +609,10 @@ struct Record {
     status: Option<StatusCode>,
     code: Option<&'static str>,
     retried: bool,
+    recovered: bool,
     passed: Option<&'static str>,
     token: Duration,
+    upstream: Duration,
     quiet: bool,
     trace: Option<Box<Trace>>,
 }
@@ -640,8 +649,10 @@ impl Record {
             status: None,
             code: None,
             retried: false,
+            recovered: false,
             passed: None,
             token: Duration::ZERO,
+            upstream: Duration::ZERO,
             quiet: false,
             trace: None,
         }
@@ -684,9 +695,11 @@ impl Drop for Record {
             status: self.status,
             code: self.code.or(gone),
             retried: self.retried,
+            recovered: self.recovered,
             passed: self.passed,
             took: self.started.elapsed(),
             token: self.token,
+            upstream: self.upstream,
         };
         if let Some(trace) = self.trace.take() {
             traced::finish(*trace, &event);

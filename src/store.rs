@@ -20,6 +20,7 @@ mod seal;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -35,11 +36,13 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::ClientConfig;
 use tempfile::TempPath;
 
-use self::engine::{Changes, Engine, FlowRecord, Held, Intended, Names, Owner};
+use self::engine::{Changes, Count, Engine, FlowRecord, Held, Intended, Names, Owner};
 use self::key::Keyring;
 use self::postgres::{Postgres, ServerUrl};
 use self::record::{KEY_CHECK, Sealer, flow_place, from_milliseconds, hex, own_place, to_milliseconds};
 use self::sqlite::Sqlite;
+use self::timed::Timed;
+use crate::metrics::Metrics;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
 use crate::secret::Secret;
@@ -265,6 +268,12 @@ impl Store {
         Ok(Store { engine, sealer })
     }
 
+    /// The same store, its operations timed and counted here.
+    pub fn measured_by(self, metrics: &Metrics) -> Store {
+        let engine = Arc::new(Timed { engine: self.engine, metrics: metrics.clone() });
+        Store { engine, sealer: self.sealer }
+    }
+
     /// Whether an embedded store has been made in the directory `path`.
     pub fn exists(path: &Path) -> bool {
         sqlite::file(path).symlink_metadata().is_ok()
@@ -288,6 +297,17 @@ impl Store {
         let opened = listed
             .map(|(names, record)| (names.provider, names.subject, record.and_then(|record| self.sealer.row(record))));
         Ok(opened.collect())
+    }
+
+    /// How many grants of each provider are in which state, by its stable name. Nothing is opened for it.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    pub async fn census(&self) -> Result<Vec<(ProviderName, String, u64)>, StoreError> {
+        let counted = self.engine.census().await?.into_iter();
+        Ok(counted
+            .filter_map(|Count { provider, state, grants }| Some((provider.parse().ok()?, state, grants)))
+            .collect())
     }
 
     /// Writes `row`, intent and all, if the stored generation is `previous` (`None`: there is no row). It is durable

@@ -43,7 +43,7 @@ use known::{Known, Providers};
 use slot::{Slot, State};
 
 pub use grants::{Authorizer, GrantError, Granted, Proof};
-pub use health::{Condition, Fare, Trouble};
+pub use health::{Condition, Fare, STANDINGS, Trouble};
 pub use known::Revocation;
 
 /// All tokens, with the providers of one configuration. A clone shares both.

@@ -32,6 +32,7 @@ use tower_service::Service;
 
 use crate::host::{Authority, Host};
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::routes::UpstreamHttp;
 
 pub use calls::{CallError, Calls, Reply};
@@ -87,6 +88,7 @@ struct DialerInner {
     connect_timeout: Duration,
     handshake_timeout: Duration,
     max_headers: usize,
+    metrics: Metrics,
 }
 
 impl Dialer {
@@ -100,6 +102,7 @@ impl Dialer {
         resolve: HashMap<Authority, SocketAddr>,
         proxies: Proxies,
         limits: &Limits,
+        metrics: &Metrics,
     ) -> Result<Self, RootsError> {
         let [any, h1] = roots.client_configs([&[b"h2", b"http/1.1"], &[b"http/1.1"]])?;
         let inner = DialerInner {
@@ -111,6 +114,7 @@ impl Dialer {
             connect_timeout: limits.connect_timeout,
             handshake_timeout: limits.upstream_handshake_timeout,
             max_headers: limits.max_headers,
+            metrics: metrics.clone(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -164,6 +168,12 @@ impl Dialer {
     }
 
     async fn direct(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+        let stream = self.dialled(to).await;
+        self.inner.metrics.connect(stream.as_ref().map_or_else(UpstreamError::code, |_| "ok"));
+        stream
+    }
+
+    async fn dialled(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
         let stream = match self.inner.resolve.get(to) {
             Some(address) => within(self.inner.connect_timeout, TcpStream::connect(address)).await?,
             None => self.resolved(to).await?,
@@ -229,9 +239,11 @@ impl Dialer {
             Host::Ip(ip) => ServerName::from(*ip),
         };
         let handshake = TlsConnector::from(config.clone()).connect(name, io);
-        let limit = self.inner.handshake_timeout;
+        let (limit, began) = (self.inner.handshake_timeout, Instant::now());
         let stream = tokio::time::timeout(limit, handshake).await.map_err(|_| UpstreamError::TlsTimeout(limit))?;
-        stream.map_err(|error| UpstreamError::tls(&error))
+        let stream = stream.map_err(|error| UpstreamError::tls(&error))?;
+        self.inner.metrics.upstream_handshake(began.elapsed());
+        Ok(stream)
     }
 }
 
@@ -529,7 +541,9 @@ mod tests {
         let corp = "http://corp.test:3128".parse::<UpstreamProxy>().unwrap();
         let resolve = HashMap::from([(corp.authority.clone(), address)]);
         let proxies = Proxies { plain: Some(corp.clone()), tunnels: Some(corp), direct: Vec::new() };
-        let dialer = Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default()).unwrap();
+        let dialer =
+            Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default(), &Metrics::default())
+                .unwrap();
         dialer.refuse(vec![address]);
         let api = Authority::parse("api.test:443", None).unwrap();
         assert_eq!(dialer.tcp(&api).await.err(), Some(UpstreamError::Proxy(UpstreamProxyError::Own)));

@@ -166,7 +166,7 @@ impl Lasting {
     /// Everything that can fail. Of what it does, only the CA's new root is left behind when it fails.
     async fn prepare(&self, before: &Effect, settings: Settings, roots: Roots) -> Result<Effect, AppError> {
         let upstream = match before.leads_elsewhere(&settings, &roots) {
-            true => Upstream::new(dialer(&settings, &roots, self.own.clone())?),
+            true => Upstream::new(dialer(&settings, &roots, self.own.clone(), self.events.metrics())?),
             false => before.upstream.clone(),
         };
         let ca = self.ca(&before.ca, &settings).await?;
@@ -262,6 +262,7 @@ impl Inner {
         }
         let consents = lasting.consents(&next.settings, &next.tokens);
         next.consent = effect.consent.as_ref().zip(consents).map(|(consent, parts)| consent.reconfigured(parts));
+        lasting.events.metrics().ca_ends(next.ca.not_after());
         self.front.replace(lasting.parts(&next));
         if let Some((site, router)) = self.site.as_ref().zip(lasting.router(&next)) {
             site.replace(router);

@@ -86,8 +86,9 @@ impl Forward<'_> {
             // Boxed, since few do: their future is not part of every other's.
             Forward::AsItIs(outgoing) => Box::pin(outgoing.traced(None, record)).await?.into_response(outgoing.proxy),
             Forward::Authenticated(authenticated) => {
-                let answer = authenticated.exchange(record).await?;
-                authenticated.redacted(answer).into_response(authenticated.proxy)
+                let answer = authenticated.exchange(record).await;
+                record.upstream = authenticated.outgoing.waited;
+                authenticated.redacted(answer?).into_response(authenticated.proxy)
             }
         }
     }
@@ -246,7 +247,8 @@ impl Authenticated<'_> {
     /// The second answer is the agent's, whatever it is.
     async fn second(&mut self, bearer: Bearer, record: &mut Record) -> Result<Answer, Reject> {
         let answer = self.send(&bearer, record).await?;
-        Ok(if self.rejected(&answer) { answer } else { self.taken(answer, bearer) })
+        record.recovered = !self.rejected(&answer);
+        Ok(if record.recovered { self.taken(answer, bearer) } else { answer })
     }
 
     /// An answer whose head takes the token; a gRPC answer may still reject it at its end, too late for another try.
@@ -337,6 +339,8 @@ pub(super) struct Outgoing<'a> {
     body: Replay,
     upgrade: Option<Upgrade>,
     came: Came,
+    /// How long it was the upstream's turn, in all.
+    waited: Duration,
 }
 
 /// How far it came when it was last sent.
@@ -375,7 +379,7 @@ impl<'a> Outgoing<'a> {
         head.uri = path.map(http::Uri::from).unwrap_or_default();
         let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
         let body = Replay::new(body, limits, proxy.lasting.budget.clone());
-        Self { proxy, origin, head, body, upgrade, came: Came::default() }
+        Self { proxy, origin, head, body, upgrade, came: Came::default(), waited: Duration::ZERO }
     }
 
     /// As [`Outgoing::send`], as a span of the request's trace if it has one.
@@ -396,7 +400,10 @@ impl<'a> Outgoing<'a> {
     async fn send(&mut self, bearer: Option<&Bearer>) -> Result<Answer, Reject> {
         let mut left = RESENDS;
         loop {
-            match self.send_once(bearer, left).await {
+            let began = Instant::now();
+            let sent = self.send_once(bearer, left).await;
+            self.waited += began.elapsed();
+            match sent {
                 Ok(response) => {
                     self.came = Came { reached: true, status: Some(response.status()) };
                     return self.answered(response);

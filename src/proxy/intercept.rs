@@ -42,8 +42,9 @@ where
 fn tell(front: &Front, to: &Authority, error: &io::Error) {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         // Opened for later use, and closed unused.
-        return;
+        return front.lasting.metrics.handshake("unused");
     }
+    front.lasting.metrics.handshake("failed");
     if is_first(&front.lasting.failing, to) {
         let hint = "an agent that does not trust the CA needs `ca.pem`: see `sidebearer env`";
         tracing::warn!(authority = %to, %error, hint, "tunnel to a routed host failed; said once for this host");
@@ -69,6 +70,7 @@ where
     let serving: BoxFuture<'_, ()> = {
         let agent = Box::pin(handshake(front.current(), name, agent)).await?;
         let h2 = agent.get_ref().1.alpn_protocol() == Some(b"h2");
+        front.lasting.metrics.handshake("ok");
         front.current().parts().events.tunnel(&origin.authority, TunnelStep::Tls { h2 });
         if h2 { Box::pin(front.serve_h2(agent, arrival)) } else { Box::pin(front.serve_h1(agent, arrival)) }
     };

@@ -49,7 +49,9 @@ impl Front {
             };
             let agent = Paced::new(agent, self.current().limits().write_timeout, place);
             let redirected = Redirected { front: self.clone(), agent, said: BytesMut::new(), to, entrance };
+            let open = self.lasting.metrics.agent();
             self.drain().spawn_until_forced(async move {
+                let _open = open;
                 if let Err(error) = redirected.open().await {
                     tracing::debug!(%error, %to, "redirected connection ended");
                 }
@@ -180,6 +182,7 @@ impl Redirected {
             Ok(upstream) => {
                 tracing::debug!(to = %self.to, name = %record.authority, "redirected connection passed on");
                 record.finish(StatusCode::OK);
+                let _open = self.front.lasting.metrics.tunnel();
                 Box::pin(tunnel::carry(self.agent.after(self.said.freeze()), upstream)).await
             }
             Err(error) => self.refuse(opening, &error.into(), record).await,

@@ -24,7 +24,9 @@ pub(super) async fn open(
     next: &Next,
 ) -> Result<Response<ResponseBody>, Reject> {
     let upstream = proxy.parts().upstream.dialer().tcp(to).await?;
+    let open = proxy.lasting.metrics.tunnel();
     next.set(async move {
+        let _open = open;
         let Some(agent) = bare::connection(request).await else { return };
         if let Err(error) = carry(agent, upstream).await {
             tracing::debug!(%error, "tunnel ended");

@@ -52,6 +52,7 @@ on_every_engine! {
     what_is_put_comes_back_whole,
     only_who_knows_the_generation_writes,
     no_grant_has_the_generation_of_one_before_it,
+    grants_are_counted_by_provider_and_state,
     a_flow_is_taken_once,
     of_many_processes_that_take_a_flow_one_gets_it,
     so_many_flows_are_kept_and_no_more,
@@ -171,6 +172,21 @@ async fn no_grant_has_the_generation_of_one_before_it(ground: &Ground) {
     let generations = store.generations(asked).await.unwrap();
     assert_eq!(generations.len(), 2);
     assert_eq!(generations[&(github(), user("alice"))], 3);
+}
+
+async fn grants_are_counted_by_provider_and_state(ground: &Ground) {
+    let store = ground.store().await;
+    assert_eq!(store.census().await.unwrap(), []);
+    for (name, state) in [
+        ("alice", State::Connected),
+        ("bob", State::Connected),
+        ("carol", State::Reauthorize { reason: "invalid_grant".into() }),
+    ] {
+        store.put(Row { state, ..row(name, 1) }, None).await.unwrap();
+    }
+    let mut counted = store.measured_by(&Metrics::default()).census().await.unwrap();
+    counted.sort();
+    assert_eq!(counted, [(github(), "connected".to_owned(), 2), (github(), "reauthorize".to_owned(), 1)]);
 }
 
 async fn a_flow_is_taken_once(ground: &Ground) {

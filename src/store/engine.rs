@@ -40,6 +40,9 @@ pub(super) trait Engine: Send + Sync + 'static {
     /// All grants, in order. One whose columns are not of their types is an error in its place.
     async fn grants(&self) -> Result<Vec<(Names, Result<Record>)>>;
 
+    /// How many grants of each provider are in which state.
+    async fn census(&self) -> Result<Vec<Count>>;
+
     /// The generations of those of `of` that are there.
     async fn generations(&self, of: &[Names]) -> Result<HashMap<Names, u64>>;
 
@@ -90,6 +93,14 @@ pub(super) trait Engine: Send + Sync + 'static {
 
     /// Writes all of a plan, or nothing where something has changed since it was made; whether it did.
     async fn carry_out(&self, plan: &Plan) -> Result<bool>;
+}
+
+/// So many grants of a provider are in one state, as they are kept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Count {
+    pub provider: String,
+    pub state: String,
+    pub grants: u64,
 }
 
 /// What others change in a store: other processes, and other handles in this one.

@@ -16,8 +16,8 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio::time::Instant;
 
 use super::engine::{
-    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
-    Slot, Snapshot, StateRecord, TakenRecord,
+    Change, Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
+    Result, Slot, Snapshot, StateRecord, TakenRecord,
 };
 use super::key::Keyring;
 use super::record::{KEY_CHECK, Sealer};
@@ -182,6 +182,18 @@ impl Engine for Memory {
     async fn grants(&self) -> Result<Vec<(Names, Result<Record>)>> {
         self.call(|tables| tables.grants.iter().map(|(names, record)| (names.clone(), Ok(record.clone()))).collect())
             .await
+    }
+
+    async fn census(&self) -> Result<Vec<Count>> {
+        self.call(|tables| {
+            let mut counted = BTreeMap::new();
+            for (names, record) in &tables.grants {
+                let of = (names.provider.to_string(), record.state.state.clone());
+                *counted.entry(of).or_insert(0) += 1;
+            }
+            counted.into_iter().map(|((provider, state), grants)| Count { provider, state, grants }).collect()
+        })
+        .await
     }
 
     async fn generations(&self, of: &[Names]) -> Result<HashMap<Names, u64>> {

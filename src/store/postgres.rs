@@ -30,8 +30,8 @@ use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::engine::{
-    Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result, Snapshot,
-    StateRecord, TakenRecord,
+    Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
+    Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::{Most, StoreError};
@@ -233,6 +233,19 @@ impl Engine for Postgres {
             Ok((cells.names.clone(), cells.record()))
         };
         rows.iter().map(record).collect()
+    }
+
+    async fn census(&self) -> Result<Vec<Count>> {
+        let sql = "SELECT provider, state, count(*) AS grants FROM sidebearer.grants GROUP BY provider, state";
+        let count = |row| {
+            let grants: i64 = self.get(row, "grants")?;
+            Ok(Count {
+                provider: self.get(row, "provider")?,
+                state: self.get(row, "state")?,
+                grants: grants.unsigned_abs(),
+            })
+        };
+        self.read(sql, &[]).await?.iter().map(count).collect()
     }
 
     async fn generations(&self, of: &[Names]) -> Result<HashMap<Names, u64>> {

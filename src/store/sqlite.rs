@@ -18,8 +18,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use sha2::{Digest, Sha256};
 
 use super::engine::{
-    Change, Changes, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
-    Snapshot, StateRecord, TakenRecord,
+    Change, Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
+    Result, Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::seal;
@@ -83,6 +83,10 @@ impl Engine for Sqlite {
 
     async fn grants(&self) -> Result<Vec<(Names, Result<Record>)>> {
         self.run(|database| database.grants()).await
+    }
+
+    async fn census(&self) -> Result<Vec<Count>> {
+        self.run(|database| database.census()).await
     }
 
     async fn generations(&self, of: &[Names]) -> Result<HashMap<Names, u64>> {
@@ -257,6 +261,16 @@ impl Database {
             listed.push((names, read));
         }
         Ok(listed)
+    }
+
+    fn census(&self) -> Result<Vec<Count>> {
+        let sql = "SELECT provider, state, count(*) FROM grants GROUP BY provider, state";
+        let mut statement = self.sql(self.connection.prepare(sql))?;
+        let counted = statement.query_map([], |row| {
+            let grants: i64 = row.get(2)?;
+            Ok(Count { provider: row.get(0)?, state: row.get(1)?, grants: grants.unsigned_abs() })
+        });
+        self.sql(counted.and_then(Iterator::collect))
     }
 
     fn generations(&self, of: Vec<Names>) -> Result<HashMap<Names, u64>> {

@@ -5,10 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Inner, TokenError, Tokens};
+use crate::metrics::Grants;
 use crate::names::ProviderName;
+use crate::oauth::Grant;
+use crate::store::StoreError;
 
 /// How long the store may take to show that it is there.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The states that grants are counted by.
+pub const STANDINGS: [&str; 4] = ["connected", "reauthorize", "fix_configuration", NEVER];
+const NEVER: &str = "never_connected";
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +35,10 @@ pub struct Condition {
     pub troubles: Vec<Trouble>,
     /// One for each provider, in order.
     pub providers: Vec<Fare>,
+    /// Whether the store answers.
+    pub store_is_there: bool,
+    /// How many rotated refresh tokens are in memory only.
+    pub unsaved: usize,
 }
 
 /// How the tokens of one provider fare, whoever they are for.
@@ -69,15 +80,37 @@ impl Tokens {
                 detail: format!("the store has not answered within {} s", STORE_WITHIN.as_secs()),
             }),
         };
-        let (fares, mut troubles) = self.inner.fares();
+        let store_is_there = store.is_none();
+        let (fares, mut troubles, unsaved) = self.inner.fares();
         troubles.extend(store);
-        Condition { troubles: troubles.into_iter().collect(), providers: fares.into_values().collect() }
+        let (troubles, providers) = (troubles.into_iter().collect(), fares.into_values().collect());
+        Condition { troubles, providers, store_is_there, unsaved }
+    }
+
+    /// How many grants of each provider are in which state, by the names of [`STANDINGS`]: a provider that users connect is
+    /// in one of them in any case.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn census(&self) -> Result<Vec<Grants>, StoreError> {
+        let counted = self.inner.store.census().await?;
+        let providers = self.inner.current.load();
+        let standings = providers.iter().flat_map(|(name, known)| {
+            let of = |state: &str| {
+                let grants = counted.iter().filter(|(provider, stored, _)| provider == name && stored == state);
+                grants.map(|(_, _, grants)| usize::try_from(*grants).unwrap_or(usize::MAX)).sum::<usize>()
+            };
+            let by_users = known.provider.grant != Grant::ClientCredentials;
+            let never = by_users && !counted.iter().any(|(provider, ..)| provider == name);
+            STANDINGS.map(|state| (name.clone(), state, if state == NEVER { usize::from(never) } else { of(state) }))
+        });
+        Ok(standings.collect())
     }
 }
 
 impl Inner {
     /// What the slots say: of each provider, and what is wrong.
-    fn fares(&self) -> (BTreeMap<ProviderName, Fare>, BTreeSet<Trouble>) {
+    fn fares(&self) -> (BTreeMap<ProviderName, Fare>, BTreeSet<Trouble>, usize) {
         let now = self.clock.now();
         let empty =
             |provider: &ProviderName| Fare { provider: provider.clone(), tokens: 0, expires_in: None, trouble: None };
@@ -107,6 +140,6 @@ impl Inner {
                 format!("{unsaved} rotated refresh tokens are in memory only, since the store failed to take them");
             troubles.insert(Trouble { code: "unsaved", provider: None, detail });
         }
-        (fares, troubles)
+        (fares, troubles, unsaved)
     }
 }

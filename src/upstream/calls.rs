@@ -269,7 +269,16 @@ mod tests {
     fn calls(resolve: &[(&str, SocketAddr)]) -> Calls {
         let resolve = resolve.iter().map(|(name, at)| (Authority::parse(name, None).unwrap(), *at)).collect();
         let proxies = Proxies::default();
-        Calls::new(Dialer::new(&Roots::load(&[], "x").unwrap(), resolve, proxies, &Limits::default()).unwrap())
+        Calls::new(
+            Dialer::new(
+                &Roots::load(&[], "x").unwrap(),
+                resolve,
+                proxies,
+                &Limits::default(),
+                &crate::metrics::Metrics::default(),
+            )
+            .unwrap(),
+        )
     }
 
     fn token_request(at: SocketAddr) -> TokenRequest {

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use super::empties::WithoutEmpties;
 use super::{BodyError, RequestBody, UpstreamError, websocket};
+use crate::metrics::Open;
 
 /// What an agent that does not read keeps waiting for each of its answers.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -68,7 +69,7 @@ struct State {
 pub(super) struct Stream(Arc<State>);
 
 impl Connection {
-    pub(super) async fn open<IO>(io: IO) -> Result<Self, UpstreamError>
+    pub(super) async fn open<IO>(io: IO, counted: Open) -> Result<Self, UpstreamError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -92,6 +93,7 @@ impl Connection {
         });
         let kept = state.clone();
         tokio::spawn(async move {
+            let _counted = counted;
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "upstream connection ended");
@@ -443,6 +445,7 @@ mod tests {
     use tokio::io::DuplexStream;
 
     use super::*;
+    use crate::metrics::Metrics;
 
     /// A server's end of a connection, and all bytes that come to it.
     struct Tapped {
@@ -491,7 +494,7 @@ mod tests {
             let mut connection = h2::server::handshake(far).await.unwrap();
             while connection.accept().await.is_some() {}
         });
-        let connection = Connection::open(near).await.unwrap();
+        let connection = Connection::open(near, Metrics::default().upstream()).await.unwrap();
         for _ in 0..2 {
             // Polled once, so that its ping is sent, and given up.
             let asked = connection.takes_websockets();
@@ -525,7 +528,7 @@ mod tests {
                 }
             }
         });
-        let connection = Connection::open(near).await.unwrap();
+        let connection = Connection::open(near, Metrics::default().upstream()).await.unwrap();
         let authority = Some(uri::Authority::from_static("api.test"));
         let request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         let answer = connection.clone().send(connection.stream(), authority, request).unwrap().await.unwrap();

@@ -91,6 +91,10 @@ enum Ready {
 impl Pool {
     pub(super) fn new(dialer: Dialer) -> Self {
         let pool = Self { dialer, origins: Arc::default() };
+        let origins = Arc::downgrade(&pool.origins);
+        pool.dialer.inner.metrics.idle_upstreams(move || {
+            origins.upgrade().map(|origins| origins.iter().map(|connections| connections.idle()).sum())
+        });
         tokio::spawn(reap(Arc::downgrade(&pool.origins)));
         pool
     }
@@ -146,7 +150,7 @@ impl Pool {
         let origin = Origin { http: UpstreamHttp::H1, ..origin.clone() };
         let opened = if origin.plaintext {
             // Through a proxy, too, the connection is the origin's own (RFC 6455 section 4.1).
-            handshake_h1(self.dialer.http1(), self.dialer.plain(&origin.authority).await?).await?
+            self.h1(self.dialer.plain(&origin.authority).await?).await?
         } else {
             self.open(&origin).await?
         };
@@ -246,17 +250,36 @@ impl Pool {
                 Some(proxy) => self.dialer.to_proxy(proxy).await?,
                 None => self.dialer.plain(&origin.authority).await?,
             };
-            return handshake_h1(self.dialer.http1(), leg).await;
+            return self.h1(leg).await;
         }
         let tls = self.dialer.tls(&origin.authority, origin.http).await?;
         match tls.get_ref().1.alpn_protocol() {
             Some(b"h2") => {
-                let connection = http2::Connection::open(tls).await?;
+                let connection = http2::Connection::open(tls, self.dialer.inner.metrics.upstream()).await?;
                 let stream = connection.stream();
                 Ok(Ready::H2 { connection, stream })
             }
-            _ => handshake_h1(self.dialer.http1(), tls).await,
+            _ => self.h1(tls).await,
         }
+    }
+}
+
+impl Pool {
+    /// Speaks HTTP/1 on a new connection.
+    async fn h1<IO>(&self, io: IO) -> Result<Ready, UpstreamError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handshake = self.dialer.http1().handshake(TokioIo::new(io)).await;
+        let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
+        let open = self.dialer.inner.metrics.upstream();
+        tokio::spawn(async move {
+            let _open = open;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+        });
+        Ok(Ready::H1 { sender })
     }
 }
 
@@ -270,6 +293,14 @@ impl Connections {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How many connections wait for a request.
+    fn idle(&self) -> usize {
+        let state = self.lock();
+        let h1 = state.h1.iter().filter(|idle| !idle.sender.is_closed()).count();
+        let h2 = state.h2.iter().map(|shared| &shared.connection);
+        h1 + h2.filter(|connection| connection.streams() == 0 && !connection.is_closed()).count()
     }
 
     fn give_back(&self, sender: H1) {
@@ -452,20 +483,6 @@ fn normalise(response: &mut Response<Incoming>) -> Result<bool, UpstreamError> {
     }
     let twice = response.headers_mut().remove(CONTENT_LENGTH).is_some();
     Ok(!old && !twice)
-}
-
-async fn handshake_h1<IO>(builder: http1::Builder, io: IO) -> Result<Ready, UpstreamError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = builder.handshake(TokioIo::new(io)).await;
-    let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "upstream connection ended");
-        }
-    });
-    Ok(Ready::H1 { sender })
 }
 
 fn least_loaded(shared: &[SharedH2]) -> Option<usize> {

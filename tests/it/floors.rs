@@ -27,6 +27,7 @@ const FLOORS: [&[&str]; 10] = [
         "process",
         "seldom",
         "systemd",
+        "metrics",
         "events",
         "telemetry",
         "audit",

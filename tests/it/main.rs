@@ -17,6 +17,7 @@ mod health;
 mod http2;
 mod listen;
 mod load;
+mod metrics;
 mod missing;
 mod program;
 mod reflections;
