@@ -89,6 +89,16 @@ def test_a_sidecar_that_comes_back_has_the_same_ca_and_the_agent_goes_on(kubelet
     assert is_authenticated(pod.exec(*CURL))
 
 
+def test_a_changed_config_map_is_taken_without_a_restart(kubelet, deployment):
+    pod = kubelet.run("deployment", deployment, IDLE)
+    assert is_authenticated(pod.exec(*CURL))
+    denied = kubelet.configuration(routes=[{"host": "api.test", "deny": True}])
+    # As the kubelet changes it: one link that is swapped.
+    pod.lay(pod.folder / "sidebearer-config", {"proxy.yaml": json.dumps(denied)}, 0o644)
+    wait_for(lambda: pod.exec(*CURL, check=False).returncode == 22, "the new configuration")
+    assert pod.state("sidebearer")["Running"] and len([one for one in pod.events() if one["message"] == "listening"]) == 1
+
+
 def test_the_agent_ends_first_and_then_the_sidecar_with_0(kubelet, deployment):
     """As a kubelet stops a pod: what the agent still sends when it is told to end has its sidecar."""
     last = "trap 'curl -fsS https://api.test/echo; exit 7' TERM; while :; do sleep 0.1; done"

@@ -19,6 +19,10 @@ systemd-analyze verify --recursive-errors=no /etc/systemd/system/sidebearer.serv
 systemctl status --no-pager --lines=0 sidebearer
 stat --format='%n %a %U' /run/sidebearer/ca.pem /run/sidebearer /var/lib/sidebearer/
 curl --fail --silent --show-error https://api.test/echo
+cp /out/next.yaml /etc/sidebearer/proxy.yaml
+systemctl reload sidebearer
+timeout 20 sh -c 'until curl --silent https://api.test/refused | grep denied; do sleep 0.1; done'
+curl --fail --silent --show-error https://api.test/after-reload
 systemctl stop sidebearer
 systemctl show sidebearer --property=ExecMainStatus,Result,ActiveState
 ls /run/sidebearer
@@ -63,7 +67,7 @@ def machine(program, servers, tmp_path):
     return folders
 
 
-def configuration(servers):
+def configuration(servers, **settings):
     """The one that is shipped, with the servers that there are."""
     shipped = yaml.safe_load((SYSTEMD / "proxy.yaml").read_text())
     provider = SERVICE | {"client_secret": shipped["providers"]["billing"]["client_secret"]}
@@ -72,7 +76,7 @@ def configuration(servers):
         "resolve": {f"{name}.test:443": f"127.0.0.1:{servers.ports[name]}" for name in ("auth", "api")},
         "providers": {"billing": provider},
         "routes": [{"host": "api.test", "provider": "billing"}],
-    })
+    } | settings)
 
 
 def boot(machine):
@@ -87,8 +91,10 @@ def boot(machine):
     return (machine["out"] / "transcript").read_text()
 
 
-def test_a_machine_starts_and_stops_it(machine, servers):
+def test_a_machine_starts_reloads_and_stops_it(machine, servers):
     (machine["etc"] / "proxy.yaml").write_text(configuration(servers))
+    routes = [{"host": "api.test", "paths": ["/after-reload"], "provider": "billing"}, {"host": "api.test", "deny": True}]
+    (machine["out"] / "next.yaml").write_text(configuration(servers, routes=routes))
     (machine["out"] / "script").write_text(SCRIPT)
     shutil.copy(ROOT / "deploy/env/agent.env", machine["out"])
     said = boot(machine)
@@ -100,7 +106,9 @@ def test_a_machine_starts_and_stops_it(machine, servers):
     # The service's user has no name any more by the time that somebody asks who it was; only the modes count.
     modes = [line.split()[1] for line in of("stat").splitlines()]
     assert modes == ["644", "755", "700"]
-    assert json.loads(of("curl --fail --silent --show-error https://api.test/echo"))["authorizations"] == 1
+    for call in ("echo", "after-reload"):
+        assert json.loads(of(f"curl --fail --silent --show-error https://api.test/{call}"))["authorizations"] == 1
+    assert "denied" in of("timeout")
     assert {"ExecMainStatus=0", "Result=success", "ActiveState=inactive"} == set(of("systemctl show").split())
     assert "No such file" in of("ls")
     events = [json.loads(line) for line in of("journalctl").splitlines() if line.startswith("{")]
