@@ -14,6 +14,7 @@ from containers import ARCH, Engine, build_agent, build_sidebearer
 from kubelet import IDLE, KUBERNETES, Kubelet, find, kustomize, pod_of
 from leaks import canaries, leaks
 from network import NameServer, leave_the_network
+from postgres import Postgres
 from world import Servers
 
 
@@ -67,6 +68,13 @@ def kubelet_in(engine, servers, folder):
     kubelet.stop_all()
     # LEK-001, LEK-006
     assert list(leaks(kubelet.outputs, list(canaries(servers)))) == []
+
+
+@pytest.fixture
+def postgres(all_servers):
+    postgres = Postgres(all_servers.certificates)
+    yield postgres
+    postgres.close()
 
 
 @pytest.fixture(scope="class")

@@ -59,9 +59,13 @@ class Kubelet:
         company = self.servers.certificates.ca.read_text()
         return {"store-key": STORE_KEY, "client-secret": SECRETS["BASIC_SECRET"] + "\n", "company.pem": company}
 
-    def run(self, workload, pod, command=None, configuration=None, **security):
-        """Starts the pod of a rendered workload; `security` goes over its sidecar's security context."""
-        made = Pod(self, f"{workload}-{len(self.pods)}", pod, command, configuration or self.configuration(), security)
+    def run(self, workload, pod, command=None, configuration=None, secrets=None):
+        """Starts the pod of a rendered workload, with a command in place of its agent's."""
+        contents = {
+            "configMap": {"proxy.yaml": json.dumps(configuration or self.configuration(), indent=1)},
+            "secret": secrets or self.secrets(),
+        }
+        made = Pod(self, f"{workload}-{len(self.pods)}", pod, command, contents)
         self.pods.append(made)
         made.start()
         return made
@@ -75,7 +79,7 @@ class Pod:
     """The containers of one pod. podman 4.3 knows no native sidecars, makes no volume of a Secret, and gives an emptyDir to
     whoever mounts it first; so these are made here, and all else it reads from the manifest."""
 
-    def __init__(self, kubelet, name, pod, command, configuration, security):
+    def __init__(self, kubelet, name, pod, command, contents):
         self.kubelet, self.engine, self.name = kubelet, kubelet.engine, name
         self.folder = kubelet.folder / name
         self.spec = json.loads(json.dumps(pod))
@@ -85,7 +89,6 @@ class Pod:
         for container in self.spec["containers"]:
             if container["name"] == "sidebearer":
                 container["image"] = SIDEBEARER
-                container["securityContext"] |= security
             else:
                 container["image"] = AGENT
                 container["command"] = command or container.get("command")
@@ -94,10 +97,9 @@ class Pod:
                 container.pop(name, None)
         # A test restarts what it wants to have restarted.
         self.spec["restartPolicy"] = "Never"
-        self.lay_volumes(configuration)
+        self.lay_volumes(contents)
 
-    def lay_volumes(self, configuration):
-        contents = {"configMap": {"proxy.yaml": json.dumps(configuration, indent=1)}, "secret": self.kubelet.secrets()}
+    def lay_volumes(self, contents):
         for volume in self.spec["volumes"]:
             for kind in set(volume) & set(contents):
                 folder = self.folder / volume["name"]
@@ -118,6 +120,7 @@ class Pod:
         for name, text in files.items():
             (fresh / name).write_text(text)
             (fresh / name).chmod(mode)
+            os.chown(fresh / name, 0, self.spec.get("securityContext", {}).get("fsGroup", 0))
             if not (folder / name).is_symlink():
                 (folder / name).symlink_to(f"..data/{name}")
         (folder / "..next").symlink_to(fresh.name)
