@@ -4,6 +4,7 @@ import re
 import shutil
 
 import kubernetes_validate
+import pytest
 
 from containers import run
 from kubelet import find, kustomize, pod_of
@@ -13,7 +14,7 @@ from world import ROOT
 
 def test_the_quick_start_makes_an_agent_with_its_sidecar(tmp_path):
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
-    text = (ROOT / "deploy/README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     run("bash", "-euc", re.search(r"^```sh\n(.*?)^```$", text, re.M | re.S)[1], cwd=tmp_path)
     manifests = kustomize(tmp_path / "mine")
     for manifest in manifests:
@@ -24,8 +25,10 @@ def test_the_quick_start_makes_an_agent_with_its_sidecar(tmp_path):
     assert configuration == (ROOT / "deploy/kubernetes/base/proxy.yaml").read_text()
 
 
-def test_every_file_that_it_names_is_there():
-    text = (ROOT / "deploy/README.md").read_text()
-    commands = re.findall(r"\bdeploy/(?:compose|container|env|kubernetes|systemd)[\w./-]*", text)
-    named = re.findall(r"\]\(([^)#]+)\)", text) + [f"../{path}" for path in commands]
-    assert [path for path in named if not (ROOT / "deploy" / path).exists()] == []
+@pytest.mark.parametrize("readme", ["README.md", "deploy/README.md", "deploy/monitoring/README.md"])
+def test_every_file_that_a_readme_names_is_there(readme):
+    text, folder = (ROOT / readme).read_text(), (ROOT / readme).parent
+    commands = re.findall(r"\bdeploy/(?:compose|container|env|kubernetes|monitoring|systemd)[\w./-]*", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    named = [folder / link for link in links] + [ROOT / path for path in commands]
+    assert [str(path) for path in named if not path.exists()] == []
