@@ -380,7 +380,7 @@ fn token_hint(error: &TokenError) -> String {
             "the user must grant access again; then `sidebearer import {provider} --user {subject} --refresh-token-file FILE`"
         ),
         TokenError::FixConfiguration { provider, .. } => {
-            format!("the operator corrects `providers.{provider}` in `proxy.yaml` and starts the sidecar again")
+            format!("the operator corrects `providers.{provider}` in `proxy.yaml`, or the file that its secret is in")
         }
         TokenError::Unavailable { .. } => "try again after `Retry-After`".into(),
     }

@@ -144,7 +144,7 @@ async fn a_provider_that_refuses_the_client_is_the_operators_to_fix() {
         r#"{
   "code": "fix_configuration",
   "detail": "`main` refuses the client: invalid_client",
-  "hint": "the operator corrects `providers.main` in `proxy.yaml` and starts the sidecar again",
+  "hint": "the operator corrects `providers.main` in `proxy.yaml`, or the file that its secret is in",
   "status": 503,
   "title": "Service Unavailable",
   "type": "urn:sidebearer:fix_configuration"
