@@ -36,6 +36,7 @@ use crate::routes::{Route, Unmatched};
 use crate::secret::Secret;
 use crate::store::key::KeyCommand;
 use crate::store::postgres::ServerUrl;
+use crate::telemetry::LogLevel;
 use crate::traces::Collector;
 use crate::upstream::Proxies;
 
@@ -72,6 +73,8 @@ pub struct Settings {
     pub audit: Option<audit::Wanted>,
     /// Where the spans of requests are sent, if they are.
     pub traces: Option<Collector>,
+    /// How much is logged, if it says so.
+    pub log_level: Option<LogLevel>,
     /// How long, how large and how many.
     pub limits: Limits,
     /// The longest request body that can be sent a second time, in bytes.

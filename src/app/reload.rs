@@ -27,6 +27,7 @@ use crate::names::UserName;
 use crate::proxy::{self, Front};
 use crate::routes::Routes;
 use crate::store::Store;
+use crate::telemetry;
 use crate::tokens::Tokens;
 use crate::traces::Traces;
 use crate::upstream::{Calls, Dialer, Roots, Upstream};
@@ -266,6 +267,9 @@ impl Inner {
         self.front.replace(lasting.parts(&next));
         if let Some((site, router)) = self.site.as_ref().zip(lasting.router(&next)) {
             site.replace(router);
+        }
+        if next.settings.log_level != effect.settings.log_level {
+            telemetry::set_level(next.settings.log_level);
         }
         self.told.send_replace(notify::told(&next.settings.providers));
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = next.settings.drain;

@@ -13,11 +13,15 @@ use crate::drain::Drained;
 use crate::listen::Place;
 use crate::names::UserName;
 use crate::systemd;
+use crate::telemetry;
 
 /// Runs the sidecar; 0 when it drained, 1 when it was forced.
 pub(super) async fn run(config: &Path, settings: &Settings) -> Result<u8, CliError> {
     // First: it ends a program that does not listen for it.
     let hang_up = listen(SignalKind::hangup())?;
+    if settings.log_level.is_some() {
+        telemetry::set_level(settings.log_level);
+    }
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = app::build(settings, options).await?;
     let (mut signals, quit) = (Signals::listen()?, app.quit());

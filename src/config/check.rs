@@ -69,6 +69,7 @@ impl Check<'_> {
             drain: file.drain.map_or(Duration::from_secs(20), |Parsed(drain)| drain),
             audit: self.audit(&top.key("audit"), file.audit),
             traces: self.traces(&top.key("traces"), file.traces),
+            log_level: file.log_level.map(Into::into),
             limits: self.limits(&top.key("limits"), file.limits.unwrap_or_default()),
             replay_limit: file.replay_limit.map_or(1 << 20, |Parsed(Size(bytes))| bytes),
             ca_path: self.ca_path(&top.key("ca").key("path"), file.ca, &store_path, store_url.is_some()),

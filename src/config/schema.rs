@@ -22,6 +22,7 @@ use super::leaf::{
 };
 use crate::routes::PathPattern;
 use crate::secret::Secret;
+use crate::telemetry;
 use crate::upstream::NoProxy;
 
 /// Where the health listener is when nothing is said of it.
@@ -67,6 +68,8 @@ pub(super) struct File {
     pub audit: Option<Audit>,
     /// Where OpenTelemetry's spans of requests are sent; nowhere when left out.
     pub traces: Option<Traces>,
+    /// How much `sidebearer run` logs of what it does itself, unless `RUST_LOG` is set; `info` when left out.
+    pub log_level: Option<LogLevel>,
     /// How long, how large and how many anything may be.
     pub limits: Option<Limits>,
     /// The longest request body that can be sent a second time after a 401; `1MiB` when left out.
@@ -438,6 +441,34 @@ pub(super) enum UpstreamHttp {
     Auto,
     /// HTTP/1.1 only.
     H1,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogLevel {
+    /// What somebody has to mend.
+    Error,
+    /// What somebody should look at.
+    Warn,
+    /// Each request, and what happens to tokens.
+    Info,
+    /// How connections end, too.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for telemetry::LogLevel {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
 }
 
 /// What happens to a host that no route names.

@@ -110,6 +110,7 @@ listen: '[::1]:0'
 extra_ca_files: [~/root.pem, company.pem]
 resolve: { API.test:443: 127.0.0.1:8443 }
 drain: 500ms
+log_level: debug
 replay_limit: 64KiB
 ca: { path: /ca }
 providers:
@@ -141,7 +142,7 @@ store: { path: /store, keys: ['${KEY}'] }
     assert_eq!((settings.drain, settings.replay_limit), (Duration::from_millis(500), 65536));
     assert_eq!((settings.ca_path.as_path(), settings.store_path.as_path()), (Path::new("/ca"), Path::new("/store")));
     assert_eq!(settings.store_keys, [Secret::new(environment("KEY").unwrap())]);
-    assert_eq!(settings.unmatched, Unmatched::Deny);
+    assert_eq!((settings.unmatched, settings.log_level), (Unmatched::Deny, Some(LogLevel::Debug)));
     assert_eq!(settings.warnings, [""; 0]);
 
     let [one, two] = settings.providers.as_slice() else { panic!("{:?}", settings.providers) };

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::world::agent::Reply;
 use crate::world::answer::{Filler, Gate, usual};
-use crate::world::program::Home;
+use crate::world::program::{Home, Running};
 use crate::world::raw::Raw;
 use crate::world::{Setup, To, World, log, secret_of, soon};
 
@@ -292,4 +292,28 @@ async fn the_program_reloads_at_a_signal_and_when_a_link_is_swapped() {
     running.logs("configuration reloaded").await;
     running.gets(Signal::TERM);
     assert_eq!(running.ends().await, 0);
+}
+
+#[tokio::test]
+async fn what_is_logged_changes_while_it_runs_unless_a_variable_says_it() {
+    // DEPLOY 9
+    let home = Home::with_provider();
+    let written = std::fs::read_to_string(home.path("proxy.yaml")).unwrap();
+    let write =
+        |level: &str| std::fs::write(home.path("proxy.yaml"), format!("log_level: {level}\n{written}")).unwrap();
+    write("warn");
+    let mut running = home.start(["run"]);
+    running.logs("made a key").await;
+    write("info");
+    running.gets(Signal::HUP);
+    let next = running.logs("\"level\":\"INFO\"").await;
+    assert!(next.contains("configuration reloaded"), "nothing was logged at info before: {next}");
+
+    let mut command = home.command(["run"]);
+    let mut other = Running::of({
+        command.env("RUST_LOG", "sidebearer=info");
+        command
+    });
+    other.logs("`log_level` has no effect: the variable RUST_LOG is set, and wins").await;
+    other.logs("listening").await;
 }
