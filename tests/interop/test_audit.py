@@ -13,6 +13,7 @@ from world import API, wait_for
 LOG = "info"
 UNWRITTEN = "the audit trail cannot be written; said once"
 AGAIN = "the audit trail is written again"
+RELOADED = "configuration unchanged"
 
 
 @pytest.fixture
@@ -115,6 +116,19 @@ def test_no_kill_hides_a_use_whose_answer_an_agent_has_seen(sidebearer, tmp_path
     for thread in agents:
         thread.join(30)
     assert set(seen) <= {line["path"] for line in uses(trail, "intent")}
+
+
+def test_at_a_hang_up_the_next_line_goes_into_a_file_of_its_own(sidebearer, tmp_path):
+    trail, moved = tmp_path / "audit", tmp_path / "audit.1"
+    running = sidebearer(audit={"file": str(trail)}).run()
+    assert running.get("/first").status_code == 200
+    wait_for(lambda: trail.read_text(), "the first line")
+    trail.rename(moved)
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: said(running, RELOADED), "the reload")
+    assert running.get("/second").status_code == 200
+    running.terminate()
+    assert [[line["path"] for line in uses(file)] for file in (moved, trail)] == [["/first"], ["/second"]]
 
 
 def test_standard_output_has_the_trail_and_nothing_else(sidebearer):

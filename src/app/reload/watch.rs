@@ -55,6 +55,10 @@ impl Watch {
                 () = &mut stop => return,
                 Some(()) = hang_up.recv() => {
                     systemd::reloading();
+                    // First: who has moved the trail away may do as they like with it once this is done.
+                    if let Some(audit) = &self.reloader.inner.lasting.audit {
+                        audit.reopen();
+                    }
                     self.reload(true).await;
                     systemd::ready(&status);
                 }
