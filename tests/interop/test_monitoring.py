@@ -1,20 +1,31 @@
-"""The alerts and the dashboard of deploy/monitoring: Prometheus' own tool reads them, and each alert is seen to come."""
+"""The alerts and the dashboard of deploy/monitoring: Prometheus' own tool reads them, each alert is seen to come, and what
+they name is there."""
 
 import itertools
 import json
 import re
 import subprocess
 
+import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from world import ROOT
+from world import API, ROOT, SERVICE, USER
 
 MONITORING = ROOT / "deploy/monitoring"
 RULES = yaml.safe_load((MONITORING / "prometheus-rules.yaml").read_text())["spec"]
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+ROUTES = [
+    {"host": "api.test", "provider": "service"},
+    {"host": "api.test", "paths": ["/echo/once"], "provider": "service", "retry": "never"},
+    {"host": "old.test", "provider": "user"},
+]
+# What Prometheus itself, and the PodMonitor, say of each sidecar.
+FROM_PROMETHEUS = {"job", "instance", "namespace", "pod", "le"}
 
 
 def promtool(*arguments, cwd):
@@ -41,7 +52,8 @@ def queries():
 def test_each_kind_of_pod_with_a_sidecar_has_its_monitor():
     documents = [yaml.safe_load_all(path.read_text()) for path in sorted((ROOT / "deploy/kubernetes").rglob("*.yaml"))]
     manifests = [one["spec"] for one in itertools.chain(*documents) if isinstance(one, dict) and "spec" in one]
-    templates = [one["template"] for one in manifests if "template" in one]
+    # A patch of a component may name no labels.
+    templates = [one["template"] for one in manifests if "metadata" in one.get("template", {})]
     monitors = list(yaml.safe_load_all((MONITORING / "podmonitor.yaml").read_text()))
     scraped = []
     for monitor in monitors:
@@ -103,3 +115,42 @@ def test_the_dashboard_asks_for_its_data_source_and_no_panel_covers_another():
     assert [panel["title"] for panel in everything if panel["type"] == "row"] == [
         "Is it serving?", "Who must reconnect?", "Is the provider failing?", "What does it cost?",
     ]
+
+
+def test_whatever_rules_and_dashboard_name_is_in_a_scrape(sidebearer, servers):
+    """Metrics and labels, of a sidecar that has had one of everything."""
+    agent = sidebearer(providers={"service": SERVICE, "user": USER}, routes=ROUTES, health="127.0.0.1:0", audit={"file": "audit"})
+    agent.connect("user")
+    running = agent.run()
+    with running.client() as client:
+        client.get(f"{API}/echo")
+        servers.tell("revoke")
+        client.get(f"{API}/echo")
+        servers.tell("revoke")
+        client.get(f"{API}/echo/once")
+        client.get(f"{API}/echo?access_token=refused")
+        client.get("https://old.test/echo")
+    text = httpx.get(f"http://{said(running)['health']}/metrics").text
+    labels = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    for query in queries() + [alert["expr"] for alert in ALERTS]:
+        named = set(re.findall(r"\b(?:sidebearer|process)_[a-z_]+\b", query))
+        assert named <= labels.keys(), f"{named - labels.keys()} in {query}"
+        if not named:
+            assert query == 'up{job="sidebearer"} == 0'
+            continue
+        grouped = re.findall(r"\b(?:by|on) \(([^)]*)\)", query)
+        used = {label.strip() for group in grouped for label in group.split(",")}
+        used |= {label for group in re.findall(r"{([^}]*)}", query) for label in re.findall(r"(\w+)[=!]", group)}
+        assert used - FROM_PROMETHEUS <= set().union(*(labels[name] for name in named)), query
+    for panel in PANELS:
+        for target in panel["targets"]:
+            used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            named = re.findall(r"\b(?:sidebearer|process)_[a-z_]+\b", target["expr"])
+            assert used - FROM_PROMETHEUS <= set().union(*(labels[name] for name in named)), target
+
+
+def said(running):
+    return next(event for event in running.events() if event["message"] == "listening")
