@@ -138,12 +138,13 @@ impl Listener {
     }
 }
 
-/// Where a connection was meant to go before a packet filter redirected it here; nothing, where none did.
-pub fn meant_for(connection: &Connection) -> Option<SocketAddr> {
+/// From where a connection comes, and where it was meant to go before a packet filter redirected it here; nothing, where
+/// none did.
+pub fn redirected(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
     let Either::Left(stream) = connection else { return None };
-    let here = stream.local_addr().ok()?;
+    let (from, here) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
     // A connection that was not redirected has either no such record, or one that names this very listener.
-    original(stream, here).filter(|to| *to != here)
+    original(stream, here).filter(|to| *to != here).map(|to| (from, to))
 }
 
 #[cfg(target_os = "linux")]

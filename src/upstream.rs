@@ -8,6 +8,7 @@ mod pool;
 mod proxies;
 mod roots;
 mod via;
+mod ways;
 mod websocket;
 
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ pub use pool::{Pooled, Switched, UpstreamBody};
 pub use proxies::{NoProxy, Proxies, ProxyUrlError, UpstreamProxy};
 pub use roots::{Roots, RootsError};
 pub use via::UpstreamProxyError;
+pub use ways::{Way, Ways};
 pub use websocket::WEBSOCKET;
 
 /// A request's body on its way out.
@@ -83,6 +85,7 @@ struct DialerInner {
     resolve: HashMap<Authority, SocketAddr>,
     proxies: Proxies,
     own: OnceLock<Vec<SocketAddr>>,
+    ways: OnceLock<Ways>,
     any: Arc<ClientConfig>,
     h1: Arc<ClientConfig>,
     connect_timeout: Duration,
@@ -109,6 +112,7 @@ impl Dialer {
             resolve,
             proxies,
             own: OnceLock::new(),
+            ways: OnceLock::new(),
             any: Arc::new(any),
             h1: Arc::new(h1),
             connect_timeout: limits.connect_timeout,
@@ -122,6 +126,11 @@ impl Dialer {
     /// Names our own listeners, to which no request is ever sent (SEMANTICS H4). Only the first call counts.
     pub fn refuse(&self, own: Vec<SocketAddr>) {
         let _ = self.inner.own.set(own);
+    }
+
+    /// The connections that are open, by their ends; noted from the first time that somebody asks.
+    pub fn ways(&self) -> &Ways {
+        self.inner.ways.get_or_init(Ways::default)
     }
 
     /// Opens a connection on which the destination's own bytes go: its TLS, or whatever it speaks.
@@ -138,7 +147,10 @@ impl Dialer {
     }
 
     async fn open(&self, to: &Authority, proxy: Option<&UpstreamProxy>) -> Result<Leg, UpstreamError> {
-        let Some(proxy) = proxy else { return self.direct(to).await.map(Leg::from) };
+        let Some(proxy) = proxy else {
+            let (tcp, way) = self.direct(to).await?;
+            return Ok(Leg::from(tcp).along(way));
+        };
         let leg = self.to_proxy(proxy).await?;
         let (leg, early) = via::connect(leg, proxy, to, self.inner.connect_timeout).await?;
         Ok(leg.after(early))
@@ -160,20 +172,22 @@ impl Dialer {
             UpstreamError::Loop => UpstreamProxyError::Own,
             error => UpstreamProxyError::Unreachable(Box::new(error)),
         };
-        let tcp = self.direct(&proxy.authority).await.map_err(unreachable)?;
+        let (tcp, way) = self.direct(&proxy.authority).await.map_err(unreachable)?;
         if !proxy.tls {
-            return Ok(tcp.into());
+            return Ok(Leg::from(tcp).along(way));
         }
-        Ok(self.handshake(&self.inner.h1, &proxy.authority.host, tcp).await.map_err(unreachable)?.into())
+        let tls = self.handshake(&self.inner.h1, &proxy.authority.host, tcp).await.map_err(unreachable)?;
+        Ok(Leg::from(tls).along(way))
     }
 
-    async fn direct(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+    /// A connection, and its way, where those are noted.
+    async fn direct(&self, to: &Authority) -> Result<(TcpStream, Option<Way>), UpstreamError> {
         let stream = self.dialled(to).await;
         self.inner.metrics.connect(stream.as_ref().map_or_else(UpstreamError::code, |_| "ok"));
         stream
     }
 
-    async fn dialled(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {
+    async fn dialled(&self, to: &Authority) -> Result<(TcpStream, Option<Way>), UpstreamError> {
         let stream = match self.inner.resolve.get(to) {
             Some(address) => within(self.inner.connect_timeout, TcpStream::connect(address)).await?,
             None => self.resolved(to).await?,
@@ -183,13 +197,17 @@ impl Dialer {
         if self.inner.own.get().is_some_and(|own| own.iter().any(|own| leads_to(own, peer, local))) {
             return Err(UpstreamError::Loop);
         }
+        let way = match self.inner.ways.get() {
+            Some(ways) => Some(ways.enter(local, peer).ok_or(UpstreamError::Loop)?),
+            None => None,
+        };
         let _ = stream.set_nodelay(true);
         // A peer that vanishes without a word is noticed.
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, KEEP_ALIVE);
         let _ = rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEP_ALIVE / 2);
         let _ = rustix::net::sockopt::set_tcp_keepcnt(&stream, 4);
-        Ok(stream)
+        Ok((stream, way))
     }
 
     async fn resolved(&self, to: &Authority) -> Result<TcpStream, UpstreamError> {

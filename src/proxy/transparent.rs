@@ -20,9 +20,9 @@ use super::reject::Reject;
 use super::{Arrival, Front, Record, Tunnel, intercept, tunnel};
 use crate::events::TunnelStep;
 use crate::host::{Authority, Host};
-use crate::listen::{Connection, Listener, meant_for};
+use crate::listen::{Connection, Listener, redirected};
 use crate::routes::{Routes, Unmatched};
-use crate::upstream::{Leg, Origin, UpstreamError};
+use crate::upstream::{Leg, Origin, UpstreamError, Way};
 
 /// An agent that says nothing for so long may wait for its server to speak first.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -33,22 +33,32 @@ impl Front {
     /// Takes redirected connections until the stop begins; `entrance` is the listener's number.
     pub async fn serve_redirected(&self, mut listener: Listener, entrance: usize) {
         let mut stop = pin!(self.drain().started());
-        let mut told = false;
+        // From the start: a connection of our own may come in before there is any other.
+        self.current().parts().upstream.dialer().ways();
+        let mut told = [false; 2];
         loop {
             let (agent, place) = tokio::select! {
                 () = &mut stop => return,
                 next = self.next(&mut listener) => next,
             };
-            let Some(to) = meant_for(&agent) else {
-                if !std::mem::replace(&mut told, true) {
-                    let hint = "only a packet filter's REDIRECT leads here; HTTPS_PROXY names an address of `listen`";
-                    let at = listener.place();
-                    tracing::warn!(%at, hint, "a connection that was not redirected is closed; said once");
-                }
+            let Some((from, to)) = redirected(&agent) else {
+                let hint = "only a packet filter's REDIRECT leads here; HTTPS_PROXY names an address of `listen`";
+                tell(&mut told[0], &listener, hint, "a connection that was not redirected is closed; said once");
+                continue;
+            };
+            let Some(way) = self.current().parts().upstream.dialer().ways().enter(from, to) else {
+                let hint =
+                    "the packet filter has to let this process's own uid out: `-m owner --uid-owner UID -j RETURN`";
+                tell(
+                    &mut told[1],
+                    &listener,
+                    hint,
+                    "a connection of our own was redirected here and is closed; said once",
+                );
                 continue;
             };
             let agent = Paced::new(agent, self.current().limits().write_timeout, place);
-            let redirected = Redirected { front: self.clone(), agent, said: BytesMut::new(), to, entrance };
+            let redirected = Redirected { front: self.clone(), agent, said: BytesMut::new(), to, entrance, _way: way };
             let open = self.lasting.metrics.agent();
             self.drain().spawn_until_forced(async move {
                 let _open = open;
@@ -57,6 +67,13 @@ impl Front {
                 }
             });
         }
+    }
+}
+
+fn tell(told: &mut bool, listener: &Listener, hint: &str, what: &str) {
+    if !std::mem::replace(told, true) {
+        let at = listener.place();
+        tracing::warn!(%at, hint, "{what}");
     }
 }
 
@@ -70,6 +87,8 @@ struct Redirected {
     to: SocketAddr,
     /// The number of the listener that it came in at.
     entrance: usize,
+    /// Noted until it ends: one that comes back is known.
+    _way: Way,
 }
 
 /// What is to be done with a redirected connection.

@@ -9,10 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::ways::Way;
+
 /// A connection. What it reads first may have come along with a proxy's answer.
 pub struct Leg {
     early: Bytes,
     io: Io,
+    /// Noted until it ends.
+    _way: Option<Way>,
 }
 
 enum Io {
@@ -42,17 +46,22 @@ impl Leg {
     pub(super) fn after(self, early: Bytes) -> Self {
         Self { early, ..self }
     }
+
+    /// The same, noted as long as it lives.
+    pub(super) fn along(self, way: Option<Way>) -> Self {
+        Self { _way: way, ..self }
+    }
 }
 
 impl From<TcpStream> for Leg {
     fn from(stream: TcpStream) -> Self {
-        Self { early: Bytes::new(), io: Io::Tcp(stream) }
+        Self { early: Bytes::new(), io: Io::Tcp(stream), _way: None }
     }
 }
 
 impl From<TlsStream<TcpStream>> for Leg {
     fn from(stream: TlsStream<TcpStream>) -> Self {
-        Self { early: Bytes::new(), io: Io::Tls(Box::new(stream)) }
+        Self { early: Bytes::new(), io: Io::Tls(Box::new(stream)), _way: None }
     }
 }
 

@@ -193,6 +193,22 @@ def test_a_redirected_connection_is_its_listener_s_agent_s(pod):
 
 
 @BOTH
+def test_a_sidecar_that_is_led_back_to_itself_finds_out_at_once(pod, network, address):
+    """CLR-004: the rules let somebody else out."""
+    pod = pod()
+    locked = network.as_init_container("sh", LOCK, TRANSPARENT_PORT=PORT, SIDECAR_UID="1234")
+    assert locked.returncode == 0, locked.stderr
+    assert pod.curl("https://stranger.test/", STRANGER, address, "--insecure")[0] == 35
+
+    def own(event):
+        return event.get("code") == "proxy_loop_detected" or "connection of our own" in event.get("message", "")
+
+    wait_for(lambda: any(map(own, pod.running.events())), "word of the loop", seconds=10)
+    passed = [event for event in pod.running.events() if event.get("message") == "redirected connection passed on"]
+    assert len(passed) <= 1
+
+
+@BOTH
 def test_the_lock_stops_whatever_the_agent_sends_out_itself(pod, network, address):
     """Not the sidecar, nor who asks the agent."""
     pod()
