@@ -309,7 +309,7 @@ class Running:
                 [*sidebearer.under, binary(), "run", "--config", sidebearer.config], env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=sidebearer.folder,
             )
-        self.address = self.admin = None
+        self.address = self.admin = self.health = None
 
     def await_listening(self):
         def listening():
@@ -319,6 +319,7 @@ class Running:
         event = wait_for(listening, "the line that says `listening`")
         self.address = event["address"]
         self.admin = f"http://{event['admin']}" if event.get("admin") else None
+        self.health = f"http://{event['health']}" if event.get("health") else None
 
     def events(self):
         """The sidecar's own lines of the log; a last one still being written is left for the next look."""
