@@ -151,12 +151,16 @@ spec:
 
 @pytest.fixture
 def foreign(tmp_path):
-    def render(kind, labels):
-        (tmp_path / "foreign.yaml").write_text(FOREIGN.format(kind=kind, labels=json.dumps(labels)))
+    def render(kind, labels, text=FOREIGN, components=("sidecar",), **more):
+        (tmp_path / "foreign.yaml").write_text(text.format(kind=kind, labels=json.dumps(labels)))
+        places = [f"{os.path.relpath(KUBERNETES, tmp_path)}/components/{name}" for name in components]
         (tmp_path / "kustomization.yaml").write_text(
-            f"resources: [foreign.yaml]\ncomponents: [{os.path.relpath(KUBERNETES, tmp_path)}/components/sidecar]\n"
+            json.dumps({"resources": ["foreign.yaml"], "components": places} | more)
         )
-        return find(kustomize(tmp_path), kind, "foreign")
+        workload = find(kustomize(tmp_path), kind, "foreign")
+        for version in VERSIONS["base"]:
+            kubernetes_validate.validate(workload, version, strict=True)
+        return workload
 
     return render
 
@@ -175,6 +179,22 @@ def test_one_label_authenticates_every_container_and_leaves_what_is_theirs(forei
         assert mount == {"name": "sidebearer-ca", "mountPath": "/run/sidebearer", "readOnly": True}
     assert pod["securityContext"] == {"fsGroup": 1234}
     assert "sidebearer" not in str(pod["initContainers"][1])
+
+
+def test_what_changes_the_workload_after_the_component_leaves_it_valid(foreign):
+    patch = {"target": {"kind": "Deployment"}, "patch": '[{"op": "add", "path": "/spec/replicas", "value": 3}]'}
+    first = foreign("Deployment", {"sidebearer": "agent"}, patches=[patch])
+    second = foreign("Deployment", {"sidebearer": "agent"}, components=["sidecar", "egress-lock"])
+    assert first["spec"]["replicas"] == 3
+    for container in pod_of(first)["containers"] + pod_of(second)["containers"]:
+        assert {"name": "sidebearer-ca", "mountPath": "/run/sidebearer", "readOnly": True} in container["volumeMounts"]
+
+
+def test_a_variable_that_came_from_elsewhere_is_ours_alone(foreign, variables):
+    taken = "env: [{{name: HTTPS_PROXY, valueFrom: {{configMapKeyRef: {{name: theirs, key: proxy}}}}}}]"
+    text = FOREIGN.replace("env: [{{name: MODE, value: fast}}]", taken)
+    main = pod_of(foreign("Deployment", {"sidebearer": "agent"}, text))["containers"][0]
+    assert {one["name"]: one for one in main["env"]} == {name: {"name": name, "value": value} for name, value in variables.items()}
 
 
 def test_without_the_label_nothing_changes(foreign):

@@ -11,14 +11,24 @@ from kubelet import find, kustomize, pod_of
 from restricted import violations
 from world import ROOT
 
+PATCHES = """\
+patches:
+  - target: {kind: Deployment}
+    patch: '[{"op": "add", "path": "/metadata/annotations", "value": {"team": "research"}}]'
+"""
+
 
 def test_the_quick_start_makes_an_agent_with_its_sidecar(tmp_path):
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     text = (ROOT / "README.md").read_text()
     run("bash", "-euc", re.search(r"^```sh\n(.*?)^```$", text, re.M | re.S)[1], cwd=tmp_path)
+    # As whoever goes on from there may.
+    with (tmp_path / "mine/kustomization.yaml").open("a") as file:
+        file.write("replicas: [{name: my-agent, count: 3}]\n" + PATCHES)
     manifests = kustomize(tmp_path / "mine")
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.37", strict=True)
+    assert find(manifests, "Deployment", "my-agent")["spec"]["replicas"] == 3
     pod = pod_of(find(manifests, "Deployment", "my-agent"))
     assert (violations(pod), pod["initContainers"][0]["image"]) == ([], "registry.example.com/sidebearer:0.1.0")
     configuration = find(manifests, "ConfigMap", "sidebearer")["data"]["proxy.yaml"]
