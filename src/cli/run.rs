@@ -17,14 +17,20 @@ use crate::telemetry;
 
 /// Runs the sidecar; 0 when it drained, 1 when it was forced.
 pub(super) async fn run(config: &Path, settings: &Settings) -> Result<u8, CliError> {
-    // First: it ends a program that does not listen for it.
-    let hang_up = listen(SignalKind::hangup())?;
+    // First: they end a program that does not listen for them, or, as a container's first process, never reach it.
+    let (hang_up, mut signals) = (listen(SignalKind::hangup())?, Signals::listen()?);
     if settings.log_level.is_some() {
         telemetry::set_level(settings.log_level);
     }
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
-    let app = app::build(settings, options).await?;
-    let (mut signals, quit) = (Signals::listen()?, app.quit());
+    let app = tokio::select! {
+        app = app::build(settings, options) => app?,
+        () = signals.next() => {
+            tracing::info!("stopped before it had started");
+            return Ok(0);
+        }
+    };
+    let quit = app.quit();
     let shown = |places: &[Place]| places.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let address = shown(&app.places);
     let transparent = (!app.transparent.is_empty()).then(|| shown(&app.transparent));

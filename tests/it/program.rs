@@ -428,6 +428,34 @@ async fn a_second_signal_stops_it_at_once() {
 }
 
 #[tokio::test]
+async fn what_is_still_open_when_the_time_to_drain_is_over_is_cut_and_its_exit_code_says_so() {
+    let home = Home::with_provider();
+    let config = std::fs::read_to_string(home.path("proxy.yaml")).unwrap();
+    std::fs::write(home.path("proxy.yaml"), format!("drain: 200ms\n{config}")).unwrap();
+    let (mut sidecar, address) = sidecar(&home).await;
+    let mut tunnel = tunnel(&address).await;
+    sidecar.gets(Signal::TERM);
+    tunnel.hears_to_the_end().await;
+    assert!(sidecar.logs("\"stopped\"").await.contains("\"clean\":false"));
+    assert_eq!(sidecar.ends().await, 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_waits_for_its_store_is_told_to_stop_like_any_other() {
+    // As a container's first process, it gets no signal that it does not listen for.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = Home::with(&format!(
+        "listen: 127.0.0.1:0\nadmin: off\nhealth: off\nstore:\n  url: postgres://ada@{nobody}/db?sslmode=disable\n  \
+         keys: [AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=]\n"
+    ));
+    let mut sidecar = home.start(["run"]);
+    sidecar.logs("the store is waited for").await;
+    sidecar.gets(Signal::TERM);
+    sidecar.logs("stopped before it had started").await;
+    assert_eq!(sidecar.ends().await, 0);
+}
+
+#[tokio::test]
 async fn a_sidecar_that_runs_out_of_descriptors_goes_on_when_there_are_some_again() {
     // LST-016
     let home = Home::with_provider();
