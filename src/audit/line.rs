@@ -122,15 +122,19 @@ impl Formatter for Visible {
         while let Some(at) = rest.find(is_hidden) {
             let (before, from) = rest.split_at(at);
             let hidden = from.chars().next().unwrap_or_default();
-            write!(to, "{before}\\u{:04x}", u32::from(hidden))?;
+            to.write_all(before.as_bytes())?;
+            for unit in hidden.encode_utf16(&mut [0; 2]) {
+                write!(to, "\\u{unit:04x}")?;
+            }
             rest = &from[hidden.len_utf8()..];
         }
         to.write_all(rest.as_bytes())
     }
 }
 
-/// Controls, the other ends of a line, and what turns the direction of a text. None is beyond 16 bits.
+/// Controls, the other ends of a line, what turns the direction of a text, and what is not seen at all.
 fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    let in_text = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}');
+    let between = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    c.is_control() || in_text || between
 }

@@ -103,11 +103,11 @@ async fn nothing_in_a_line_is_hidden_and_a_long_path_is_cut() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit");
     let audit = open(&file, false);
-    used(&audit, "/a\n\"\\\u{7f}\u{85}\u{202e}\u{2028}é").await;
+    used(&audit, "/a\n\"\\\u{7f}\u{85}\u{61c}\u{202e}\u{2028}\u{e0041}é").await;
     used(&audit, &format!("/{}é{}", "a".repeat(1022), "b".repeat(9000))).await;
     audit.finish().await;
     let text = fs::read_to_string(&file).unwrap();
-    assert!(text.contains(r#""path":"/a\n\"\\\u007f\u0085\u202e\u2028é","#), "{text}");
+    assert!(text.contains(r#""path":"/a\n\"\\\u007f\u0085\u061c\u202e\u2028\udb40\udc41é","#), "{text}");
     assert_eq!(lines(&file)[1]["path"], format!("/{}…", "a".repeat(1022)));
 }
 
