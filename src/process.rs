@@ -42,7 +42,10 @@ pub fn as_before<T>(start: impl FnOnce() -> T) -> T {
 
 fn set(limits: &[Limit], which: fn(&Limit) -> Rlimit) {
     for limit in limits {
-        let _ = setrlimit(limit.resource, which(limit));
+        if let Err(error) = setrlimit(limit.resource, which(limit)) {
+            // It works with fewer, too.
+            tracing::warn!(resource = ?limit.resource, %error, "a limit of this process stays as it was");
+        }
     }
 }
 
