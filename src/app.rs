@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
 use tokio::task::{JoinHandle, JoinSet};
@@ -112,45 +112,27 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     // For the demo's reqwest, which asks for the process's default; a second start in one process finds it installed.
     let _ = CryptoProvider::clone(&crypto::provider()).install_default();
     // First: a sidecar that cannot listen must not have replaced the CA of the one that does.
-    let listeners = bind_all("listen", &settings.listen).await?;
-    let redirected = bind_all("transparent", &settings.transparent).await?;
-    let admin = match settings.admin {
-        Some(at) => Some(bind_at("admin", at).await?),
-        None => None,
-    };
-    let audit = settings.audit.as_ref().map(open_audit).transpose()?;
+    let bound = Bound::bind(settings).await?;
     let (events, drain, quit) = (Events::default(), Drain::default(), Quit::default());
+    let audit = settings.audit.as_ref().map(|wanted| open_audit(wanted, events.metrics())).transpose()?;
     // Before the store is waited for: a sidecar that starts slowly lives.
     let (health, probes) = match settings.health {
         Some(at) => Some(probes(at, &events, &drain).await?).unzip(),
         None => (None, None),
     };
-    if let Some(audit) = audit.clone() {
-        events.metrics().audit_lines(move || {
-            let audit::Lines { written, failed } = audit.lines();
-            (written, failed)
-        });
-    }
-    let (places, transparent) = (bound(&listeners), bound(&redirected));
 
     tokio::task::spawn_blocking(crypto::warm_up);
     let roots = load_roots(settings);
     let store = await_store(settings).await?.measured_by(events.metrics());
     let roots = roots.await.expect("loading roots does not panic")?;
-    let routes = Routes::new(settings.routes.iter().cloned());
-    let (ca, ca_files, keeps_ca) = match authority {
-        Authority::Kept => {
-            let ca = authority::kept(&store, settings, routes.hosts(), clock.now().wall, None).await?;
-            (ca, CaFiles::within(&settings.ca_path), true)
-        }
-        Authority::Fresh(folder) => (Ca::generate(routes.hosts(), clock.now().wall)?, CaFiles::within(&folder), false),
-    };
+    let (keeps_ca, now) = (matches!(authority, Authority::Kept), clock.now().wall);
+    let (ca, ca_files) = ready_ca(settings, &store, authority, now).await?;
     ca_files.write(&ca, roots.certificates(), keeps_ca)?;
     events.metrics().ca_ends(ca.not_after());
 
+    let (places, transparent, own) = (bound.places(), bound.transparent(), bound.own(health));
+    let Bound { listeners, redirected, admin } = bound;
     let (pages, admin) = admin.unzip();
-    let own = places.iter().chain(&transparent).filter_map(Place::address);
-    let own: Vec<SocketAddr> = own.chain(admin).chain(health).collect();
     let dialer = dialer(settings, &roots, own.clone(), events.metrics())?;
     let calls = Arc::new(Calls::new(dialer.clone()));
     let traces = settings.traces.clone().map(|collector| Export::start(collector, calls.clone()));
@@ -204,6 +186,57 @@ pub async fn build(settings: &Settings, options: Options) -> Result<App, AppErro
     })
 }
 
+/// What is listened at.
+struct Bound {
+    listeners: Vec<Listener>,
+    redirected: Vec<Listener>,
+    admin: Option<(Listener, SocketAddr)>,
+}
+
+impl Bound {
+    async fn bind(settings: &Settings) -> Result<Self, AppError> {
+        let listeners = bind_all("listen", &settings.listen).await?;
+        let redirected = bind_all("transparent", &settings.transparent).await?;
+        let admin = match settings.admin {
+            Some(at) => Some(bind_at("admin", at).await?),
+            None => None,
+        };
+        Ok(Self { listeners, redirected, admin })
+    }
+
+    fn places(&self) -> Vec<Place> {
+        bound(&self.listeners)
+    }
+
+    fn transparent(&self) -> Vec<Place> {
+        bound(&self.redirected)
+    }
+
+    /// Our own addresses, to which nothing is sent.
+    fn own(&self, health: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let listeners = self.listeners.iter().chain(&self.redirected);
+        let admin = self.admin.as_ref().map(|(_, at)| *at);
+        listeners.filter_map(|listener| listener.place().address()).chain(admin).chain(health).collect()
+    }
+}
+
+/// A CA that speaks for all routed hosts, and where its files are to be.
+async fn ready_ca(
+    settings: &Settings,
+    store: &Store,
+    authority: Authority,
+    now: SystemTime,
+) -> Result<(Ca, CaFiles), AppError> {
+    let routes = Routes::new(settings.routes.iter().cloned());
+    match authority {
+        Authority::Kept => {
+            let ca = authority::kept(store, settings, routes.hosts(), now, None).await?;
+            Ok((ca, CaFiles::within(&settings.ca_path)))
+        }
+        Authority::Fresh(folder) => Ok((Ca::generate(routes.hosts(), now)?, CaFiles::within(&folder))),
+    }
+}
+
 /// Begins to load the roots, which can be hundreds of files, beside what else is to be made ready.
 fn load_roots(settings: &Settings) -> JoinHandle<Result<Roots, RootsError>> {
     let extra = settings.extra_ca_files.clone();
@@ -239,12 +272,18 @@ async fn bind(key: &'static str, place: &Place) -> Result<Listener, AppError> {
     Listener::bind(place).await.map_err(|error| AppError::Bind { key, place: place.to_string(), error })
 }
 
-fn open_audit(wanted: &audit::Wanted) -> Result<Audit, AppError> {
+fn open_audit(wanted: &audit::Wanted, metrics: &Metrics) -> Result<Audit, AppError> {
     let place = match &wanted.place {
         audit::Place::Stdout => "standard output".to_owned(),
         audit::Place::File(path) => path.display().to_string(),
     };
-    Audit::open(wanted).map_err(|error| AppError::Audit { place, error })
+    let audit = Audit::open(wanted).map_err(|error| AppError::Audit { place, error })?;
+    let counted = audit.clone();
+    metrics.audit_lines(move || {
+        let audit::Lines { written, failed } = counted.lines();
+        (written, failed)
+    });
+    Ok(audit)
 }
 
 async fn bind_at(key: &'static str, at: SocketAddr) -> Result<(Listener, SocketAddr), AppError> {
