@@ -59,7 +59,7 @@ program() {
     triple="$(triple "$arch")"
     cc="$(compiler "$triple")"
     command -v "$cc" >/dev/null || die "$cc is missing: install the C compiler for $arch"
-    rustup target list --installed 2>/dev/null | grep -q "^$triple$" || rustup target add "$triple"
+    [ -d "$(rustc --print target-libdir --target "$triple")" ] || rustup target add "$triple"
     (compile "$arch" "$triple" "$cc")
     built="$target/$triple/${PROFILE/#dev/debug}/sidebearer"
     to="$out/sidebearer-$version-linux-$arch"
