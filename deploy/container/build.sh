@@ -79,8 +79,10 @@ image() {
     buildah bud --isolation chroot --timestamp "$SOURCE_DATE_EPOCH" --platform "$(IFS=,; echo "${platforms[*]}")" \
         --label org.opencontainers.image.version="$version" --label org.opencontainers.image.licenses=Apache-2.0 \
         --manifest "$IMAGE:$version" --file "$here/Containerfile" "$out/context"
-    rm -f "$out/sidebearer-$version.oci.tar"
-    buildah manifest push --all "$IMAGE:$version" "oci-archive:$out/sidebearer-$version.oci.tar:$IMAGE:$version"
+    buildah manifest push --all "$IMAGE:$version" "oci:$out/context/oci:$IMAGE:$version"
+    # Packed here, so that the archive has no time of its own in it.
+    tar -C "$out/context/oci" -cf "$out/sidebearer-$version.oci.tar" --sort=name --mtime="@$SOURCE_DATE_EPOCH" \
+        --owner=0 --group=0 --numeric-owner blobs index.json oci-layout
 }
 
 rm -rf "$out"
