@@ -182,7 +182,7 @@ def test_one_label_authenticates_every_container_and_leaves_what_is_theirs(forei
 
 
 def test_what_changes_the_workload_after_the_component_leaves_it_valid(foreign):
-    patch = {"target": {"kind": "Deployment"}, "patch": '[{"op": "add", "path": "/spec/replicas", "value": 3}]'}
+    patch = {"patch": "{apiVersion: apps/v1, kind: Deployment, metadata: {name: foreign}, spec: {replicas: 3}}"}
     first = foreign("Deployment", {"sidebearer": "agent"}, patches=[patch])
     second = foreign("Deployment", {"sidebearer": "agent"}, components=["sidecar", "egress-lock"])
     assert first["spec"]["replicas"] == 3

@@ -14,7 +14,7 @@ from world import ROOT
 PATCHES = """\
 patches:
   - target: {kind: Deployment}
-    patch: '[{"op": "add", "path": "/metadata/annotations", "value": {"team": "research"}}]'
+    patch: '{apiVersion: apps/v1, kind: Deployment, metadata: {name: my-agent}, spec: {replicas: 3}}'
 """
 
 
@@ -24,7 +24,7 @@ def test_the_quick_start_makes_an_agent_with_its_sidecar(tmp_path):
     run("bash", "-euc", re.search(r"^```sh\n(.*?)^```$", text, re.M | re.S)[1], cwd=tmp_path)
     # As whoever goes on from there may.
     with (tmp_path / "mine/kustomization.yaml").open("a") as file:
-        file.write("replicas: [{name: my-agent, count: 3}]\n" + PATCHES)
+        file.write(PATCHES)
     manifests = kustomize(tmp_path / "mine")
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.37", strict=True)
