@@ -235,6 +235,18 @@ def test_the_lock_leaves_the_agent_what_is_asked_of_it_and_what_is_on_its_own_ma
     assert asks == [GREETING, GREETING]
 
 
+# Everywhere, and what an interface says for itself.
+IPV6 = ["all=1 lo=0", "all=1 lo=1", "all=0 lo=1"]
+
+
+@pytest.mark.parametrize("ipv6", IPV6)
+def test_ipv6_is_locked_though_it_is_said_to_be_off(ipv6):
+    settings = "".join(f"sysctl -qw net.ipv6.conf.{name.replace('=', '.disable_ipv6=')}; " for name in ipv6.split())
+    script = f"set -e; {settings} sh {LOCK}; ip6tables -S OUTPUT; iptables -S OUTPUT"
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.count("-A OUTPUT -j SIDEBEARER") == 2, done.stderr
+
+
 @pytest.mark.parametrize(("settings", "why"), [
     ({"SIDECAR_UID": "0"}, "the sidecar runs as root"),
     ({"SIDECAR_UID": "agent"}, "`agent` is not a number"),

@@ -108,7 +108,8 @@ close() {
     say "IPv6 connections cannot be redirected here: they are refused, and agents use IPv4"
 }
 
-has_ipv6() { [ -e /proc/net/if_inet6 ] && [ "$(cat /proc/sys/net/ipv6/conf/all/disable_ipv6)" = 0 ]; }
+# Also where it is off: an interface may have it while `all` says otherwise, and another may get it later.
+has_ipv6() { [ -e /proc/net/if_inet6 ] || grep -qsx 0 /proc/sys/net/ipv6/conf/*/disable_ipv6; }
 
 for number in $SIDECAR_UID $AGENT_UIDS $TRANSPARENT_PORT; do
     case $number in *[!0-9]*) die "\`$number\` is not a number" ;; esac
@@ -121,7 +122,7 @@ done
 
 # IPv6 first: what is locked halfway is not left open by the other half.
 if has_ipv6; then
-    tables=$(working ip6tables) || die "IPv6 is on and there is no ip6tables that works: agents would go out by it"
+    tables=$(working ip6tables) || die "there is IPv6 and no ip6tables that works: agents would go out by it"
     close 6 ::1 icmp6-adm-prohibited
 fi
 tables=$(working iptables) || die "there is no iptables that works: run it in an image that has one, with NET_ADMIN"
