@@ -12,9 +12,10 @@ from kubelet import KUBERNETES, WORKLOADS, find, kustomize, pod_of
 from restricted import violations
 from world import ROOT
 
-FOLDERS = ["base", "examples", "gateway", "inject"]
+FOLDERS = ["base", "examples", "gateway", "inject", "locked"]
 # From which on native sidecars are stable, and what is newest here; the injector's kind came in between.
 VERSIONS = {"base": ("1.33", "1.37"), "examples": ("1.33", "1.37"), "gateway": ("1.33", "1.37"), "inject": ("1.36", "1.37")}
+VERSIONS["locked"] = VERSIONS["base"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,37 @@ def test_the_example_of_the_secret_is_valid_and_holds_what_proxy_yaml_asks_for(f
 def test_the_classic_jobs_configuration_differs_by_what_stops_it():
     read = lambda name: yaml.safe_load((KUBERNETES / name).read_text())
     assert read("examples/proxy-classic.yaml") == read("base/proxy.yaml") | {"admin": "127.0.0.1:3129", "quit": True}
+
+
+def test_the_locked_pods_configuration_differs_by_what_it_denies():
+    read = lambda name: yaml.safe_load((KUBERNETES / name).read_text())
+    assert read("locked/proxy.yaml") == read("base/proxy.yaml") | {"unmatched": "deny"}
+
+
+def test_a_locked_pod_is_restricted_but_for_its_lock_which_comes_first(rendered):
+    pod = pod_of(find(rendered["locked"], "Deployment", "researcher"))
+    lock, sidecar = pod["initContainers"]
+    assert (lock["name"], sidecar["name"]) == ("sidebearer-egress-lock", "sidebearer")
+    assert {one.split(":")[0] for one in violations(pod)} == {"sidebearer-egress-lock"}
+    assert lock["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    given = {one["name"]: one["value"] for one in lock["env"]}
+    assert given == {"SIDECAR_UID": str(sidecar["securityContext"]["runAsUser"]), "PROXY_YAML": "/etc/sidebearer/proxy.yaml"}
+    assert {"name": "sidebearer-config", "mountPath": "/etc/sidebearer", "readOnly": True} in lock["volumeMounts"]
+    maps = [one for one in rendered["locked"] if one["kind"] == "ConfigMap" and "egress-lock.sh" in one["data"]]
+    mounted = next(one for one in pod["volumes"] if one["name"] == "sidebearer-egress-lock")
+    assert [one["metadata"]["name"] for one in maps] == [mounted["configMap"]["name"]]
+    namespace = find(rendered["locked"], "Namespace", "agents")["metadata"]["labels"]
+    assert namespace["pod-security.kubernetes.io/enforce"] == "privileged"
+
+
+@pytest.mark.parametrize("folder", ["examples", "locked"])
+def test_no_agent_is_the_user_that_the_sidecar_is(rendered, folder):
+    """Nor is 65532, which many images have, the sidecar's."""
+    for pod in (pod_of(one) for one in rendered[folder] if one["kind"] in WORKLOADS):
+        containers = pod.get("initContainers", []) + pod["containers"]
+        users = {one["name"]: one["securityContext"].get("runAsUser", pod["securityContext"]["runAsUser"]) for one in containers}
+        assert users.pop("sidebearer") == 2102
+        assert not set(users.values()) & {2102, 65532}
 
 
 def test_an_agent_behind_the_gateway_has_the_variables_too(rendered, variables):
@@ -111,7 +143,7 @@ def test_the_file_of_variables_is_what_sidebearer_env_prints(variables):
 
 
 def test_the_configuration_passes_the_check(rendered, sidebearer, tmp_path):
-    for folder in ("base", "examples", "gateway"):
+    for folder in ("base", "examples", "gateway", "locked"):
         maps = [one for one in rendered[folder] if one["kind"] == "ConfigMap" and "proxy.yaml" in one["data"]]
         assert maps
         for one in maps:
@@ -188,6 +220,19 @@ def test_what_changes_the_workload_after_the_component_leaves_it_valid(foreign):
     assert first["spec"]["replicas"] == 3
     for container in pod_of(first)["containers"] + pod_of(second)["containers"]:
         assert {"name": "sidebearer-ca", "mountPath": "/run/sidebearer", "readOnly": True} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize("theirs", ["{}", "{allowPrivilegeEscalation: true, runAsUser: 0, capabilities: {add: [SETUID]}}"])
+def test_no_agent_of_a_locked_pod_can_become_the_sidecar(foreign, theirs):
+    container = "name: main, image: agent, securityContext: " + theirs.replace("{", "{{").replace("}", "}}") + ","
+    text = FOREIGN.replace("name: main, image: agent,", container)
+    patch = {"patch": "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: foreign}, spec: {replicas: 3}}"}
+    lock = ["sidecar", "egress-lock"]
+    for container in pod_of(foreign("StatefulSet", {"sidebearer": "agent"}, text, lock, patches=[patch]))["containers"]:
+        security = container["securityContext"]
+        assert (security["allowPrivilegeEscalation"], security["capabilities"]) == (False, {"drop": ["ALL"]})
+        # What is theirs otherwise stays.
+        assert set(security) - {"runAsUser"} == {"allowPrivilegeEscalation", "capabilities"}
 
 
 def test_a_variable_that_came_from_elsewhere_is_ours_alone(foreign, variables):

@@ -53,7 +53,7 @@ class TestAPod:
     def test_the_sidecar_has_a_read_only_root_no_capability_and_no_way_to_new_ones(self, pod):
         status = dict(line.split(":\t", 1) for line in process(pod, "status") if ":\t" in line)
         assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
-        assert (status["NoNewPrivs"], status["Seccomp"], status["Uid"].split()[0]) == ("1", "2", "65532")
+        assert (status["NoNewPrivs"], status["Seccomp"], status["Uid"].split()[0]) == ("1", "2", "2102")
         root = next(line.split() for line in process(pod, "mounts") if line.split()[1] == "/")
         assert "ro" in root[3].split(",")
 

@@ -11,7 +11,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 # Of the pod, and of each server in the world; for IPv6, `fd99::` and the last number.
 POD = 100
-SIDECAR, AGENT = 65532, 4242
+SIDECAR, AGENT = 2102, 4242
 
 
 def v4(number):

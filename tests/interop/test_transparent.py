@@ -10,10 +10,12 @@ import subprocess
 from contextlib import closing, suppress
 
 import pytest
+import yaml
 
 from network import AGENT, POD, SIDECAR, Network, v4, v6
 from world import ROOT, SERVICE, wait_for
 
+LOCKED = ROOT / "deploy/kubernetes/locked/proxy.yaml"
 LOCK = ROOT / "deploy/kubernetes/components/egress-lock/egress-lock.sh"
 PORT = "3131"
 PLACES = [f"127.0.0.1:{PORT}", f"[::1]:{PORT}"]
@@ -235,6 +237,28 @@ def test_the_lock_leaves_the_agent_what_is_asked_of_it_and_what_is_on_its_own_ma
     assert asks == [GREETING, GREETING]
 
 
+def test_a_locked_agent_gets_nowhere_else_by_its_sidecar_either(pod, servers):
+    """With what the shipped configuration says of strangers: neither by the proxy nor by a redirect."""
+    pod = pod(unmatched=yaml.safe_load(LOCKED.read_text())["unmatched"])
+    before = servers.report()
+    by_proxy = ("--proxy", f"http://{pod.running.address}", "-k")
+    for options in ((), by_proxy):
+        code, _, error = pod.curl("https://stranger.test/", STRANGER, v4, *options)
+        assert code in (35, 56), error
+    assert len([event for event in pod.running.events() if event.get("code") == "unmatched"]) == 2
+    code, answer, error = pod.curl("https://api.test/echo", API, v4, *by_proxy)
+    assert (code, json.loads(answer or "{}").get("authorizations")) == (0, 1), error
+    assert servers.report().get("stranger") == before.get("stranger")
+
+
+def test_the_lock_is_refused_to_a_sidecar_that_takes_agents_anywhere(network):
+    base = ROOT / "deploy/kubernetes/base/proxy.yaml"
+    done = network.as_init_container("sh", LOCK, PROXY_YAML=str(base))
+    assert done.returncode == 1 and "does not say `unmatched: deny`" in done.stderr
+    done = network.as_init_container("sh", LOCK, PROXY_YAML=str(LOCKED))
+    assert done.returncode == 0, done.stderr
+
+
 # Everywhere, and what an interface says for itself.
 IPV6 = ["all=1 lo=0", "all=1 lo=1", "all=0 lo=1"]
 
@@ -250,7 +274,7 @@ def test_ipv6_is_locked_though_it_is_said_to_be_off(ipv6):
 @pytest.mark.parametrize(("settings", "why"), [
     ({"SIDECAR_UID": "0"}, "the sidecar runs as root"),
     ({"SIDECAR_UID": "agent"}, "`agent` is not a number"),
-    ({"AGENT_UIDS": "1000 65532"}, "the agent has the sidecar's uid"),
+    ({"AGENT_UIDS": "1000 2102"}, "the agent has the sidecar's uid"),
     ({"DNS": "ns.test"}, "`ns.test` is not the address of a name server"),
     ({"REDIRECT_PORTS": "80;443"}, "REDIRECT_PORTS"),
 ])

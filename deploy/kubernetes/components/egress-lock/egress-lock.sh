@@ -1,18 +1,21 @@
 #!/bin/sh
-# Closes a network namespace to everybody in it but the sidecar: agents reach this machine's own addresses and nothing else.
+# Closes a network namespace to everybody in it but the sidecar: agents reach this machine's own addresses and, by the sidecar,
+# what its `unmatched: deny` leaves of the world.
 #
 # Run once as root with NET_ADMIN in the namespace to be locked, before the agents start; again changes nothing. It fails
 # unless every rule stands, so that what waits for it does not start. Its settings are variables:
 #
-#   SIDECAR_UID       who may go out; 65532 when unset
+#   SIDECAR_UID       who may go out; 2102 when unset. No agent may have this uid, or be able to take it
 #   AGENT_UIDS        who may not, as `1000 1001`; everybody else when unset
+#   PROXY_YAML        the sidecar's configuration, refused unless it says `unmatched: deny`; not looked at when unset
 #   DNS               name servers that they may ask, as `10.96.0.10 fd00::a`, or `resolv.conf` for those of that file
 #   TRANSPARENT_PORT  the port of `transparent` in proxy.yaml, 127.0.0.1 and [::1], where their connections are led
 #   REDIRECT_PORTS    which connections; `80,443` when unset
 set -eu
 
-SIDECAR_UID=${SIDECAR_UID:-65532}
+SIDECAR_UID=${SIDECAR_UID:-2102}
 AGENT_UIDS=${AGENT_UIDS:-}
+PROXY_YAML=${PROXY_YAML:-}
 DNS=${DNS:-}
 TRANSPARENT_PORT=${TRANSPARENT_PORT:-}
 REDIRECT_PORTS=${REDIRECT_PORTS:-80,443}
@@ -111,6 +114,9 @@ close() {
 # Also where it is off: an interface may have it while `all` says otherwise, and another may get it later.
 has_ipv6() { [ -e /proc/net/if_inet6 ] || grep -qsx 0 /proc/sys/net/ipv6/conf/*/disable_ipv6; }
 
+# Otherwise agents go wherever they like, by asking the sidecar.
+denies_strangers() { grep -Eq '^unmatched:[[:space:]]+deny[[:space:]]*(#.*)?$' "$PROXY_YAML"; }
+
 for number in $SIDECAR_UID $AGENT_UIDS $TRANSPARENT_PORT; do
     case $number in *[!0-9]*) die "\`$number\` is not a number" ;; esac
 done
@@ -119,6 +125,8 @@ case $REDIRECT_PORTS in *[!0-9,]*) die "REDIRECT_PORTS are numbers with commas: 
 for agent in $AGENT_UIDS; do
     [ "$agent" != "$SIDECAR_UID" ] || die "the agent has the sidecar's uid $agent: rules cannot tell them apart"
 done
+[ -z "$PROXY_YAML" ] || denies_strangers ||
+    die "$PROXY_YAML does not say \`unmatched: deny\`: the sidecar would take agents wherever they ask to go"
 
 # IPv6 first: what is locked halfway is not left open by the other half.
 if has_ipv6; then
