@@ -174,6 +174,8 @@ pub enum TokenChange {
         error: String,
         /// Whether an unexpired token goes on being used.
         serving_old: bool,
+        /// Whether the try before it failed with the very same: it is counted, and not told again.
+        repeated: bool,
     },
     /// The user's grant was removed.
     Disconnected,
@@ -242,7 +244,10 @@ impl Events {
     /// Logs what happened to a token, counts it, and shows it to the watchers.
     pub fn token(&self, event: Token) {
         let (provider, subject) = (&event.provider, &event.subject);
+        self.metrics.token(&event);
         match &event.what {
+            // A dead grant is looked at again every second; once is enough to tell.
+            TokenChange::Failed { repeated: true, .. } => return,
             TokenChange::Obtained { cause, lifetime, generation, took } => tracing::info!(
                 %provider, %subject, cause, generation,
                 lifetime_s = lifetime.map(|l| l.as_secs()),
@@ -252,7 +257,7 @@ impl Events {
             TokenChange::Adopted { generation } => {
                 tracing::info!(%provider, %subject, generation, "token adopted from the store")
             }
-            TokenChange::Failed { cause, code, error, serving_old } => {
+            TokenChange::Failed { cause, code, error, serving_old, .. } => {
                 tracing::warn!(%provider, %subject, cause, code, error, serving_old, "no new token")
             }
             TokenChange::Disconnected => tracing::info!(%provider, %subject, "disconnected"),
@@ -260,7 +265,6 @@ impl Events {
                 tracing::info!(%provider, %subject, generation, "token rejected with 401")
             }
         }
-        self.metrics.token(&event);
         self.show(Event::Token(event));
     }
 

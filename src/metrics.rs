@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use crate::events::{self, TokenChange};
 use crate::names::ProviderName;
-use figures::{Code, Ended, Figures, OUTCOMES, Of, Operation, Outcome, Renewed, Standing, State};
+use figures::{Code, Ended, Figures, GONE, OUTCOMES, Of, Operation, Outcome, REFUSED, Renewed, Standing, State};
 
 /// All figures. A clone shares them.
 #[derive(Clone)]
@@ -80,10 +80,10 @@ impl Metrics {
         let figures = self.figures();
         let requests = self.requests(event.route.as_ref(), event.provider.as_ref());
         let outcome = match (event.status, event.code) {
-            (None, _) => 6,
+            (None, _) => GONE,
             (Some(_), Some(code)) => {
                 figures.refusals.get_or_create(&Code { code }).inc();
-                5
+                REFUSED
             }
             (Some(status), None) => usize::from(status.as_u16() / 100).clamp(1, 5) - 1,
         };
@@ -112,6 +112,11 @@ impl Metrics {
             TokenChange::Disconnected | TokenChange::Rejected { .. } => return,
         };
         self.figures().renewals.get_or_create(&Renewed { provider, cause, outcome }).inc();
+    }
+
+    /// So a renewal can end: counted from 0.
+    pub(crate) fn renewals_begin(&self, provider: &ProviderName, cause: &'static str, outcome: &'static str) {
+        let _ = self.figures().renewals.get_or_create(&Renewed { provider: provider.clone(), cause, outcome });
     }
 
     /// So many agents' connections are taken at once.

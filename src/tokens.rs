@@ -247,6 +247,7 @@ impl Tokens {
     pub fn new(providers: &[Arc<Provider>], parts: Parts) -> Self {
         let providers = Arc::new(known::providers(providers, &Providers::new()));
         let Parts { store, servers, clock, events, drain } = parts;
+        count_from_zero(&providers, &events);
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
             current: ArcSwap::new(providers.clone()),
             slots: DashMap::new(),
@@ -267,6 +268,7 @@ impl Tokens {
     pub fn reconfigured(&self, providers: &[Arc<Provider>]) -> Self {
         let before = self.inner.current.load_full();
         let providers = Arc::new(known::providers(providers, &before));
+        count_from_zero(&providers, &self.inner.events);
         self.inner.current.store(providers.clone());
         // After that: what fails from now on, failed as it is configured now.
         for slot in &self.inner.slots {
@@ -508,12 +510,9 @@ impl Inner {
             // What another process has stored for them was fetched here, by nobody who waits.
             slot.changed.notify_waiters();
         }
-        // A dead grant is looked at again every second; once is enough to tell.
-        if let Err(error) = settled.as_ref()
-            && !repeated
-        {
-            let (code, error) = (error.code(), error.to_string());
-            self.tell(&slot.key, TokenChange::Failed { cause: cause.name(), code, error, serving_old });
+        if let Err(error) = settled.as_ref() {
+            let (cause, code, error) = (cause.name(), error.code(), error.to_string());
+            self.tell(&slot.key, TokenChange::Failed { cause, code, error, serving_old, repeated });
         }
         settled
     }
@@ -524,6 +523,17 @@ impl Inner {
 
     fn tell_of(&self, (provider, subject): (ProviderName, Subject), what: TokenChange) {
         self.events.token(events::Token { provider, subject, what });
+    }
+}
+
+/// Whatever can come of a renewal is counted from 0, so that the first failure is an increase.
+fn count_from_zero(providers: &Providers, events: &Events) {
+    for (name, known) in providers {
+        let of_users: &[_] = if known.provider.grant.is_for_users() { &["reauthorize", "not_connected"] } else { &[] };
+        for cause in [Cause::Needed, Cause::Ahead, Cause::Rejected] {
+            let outcomes = ["obtained", "token_unavailable", "fix_configuration"].iter().chain(of_users);
+            outcomes.for_each(|outcome| events.metrics().renewals_begin(name, cause.name(), outcome));
+        }
     }
 }
 

@@ -16,11 +16,11 @@ use crate::events;
 use crate::names::ProviderName;
 
 /// How a request can end, in the order that their counters are kept in.
-pub(super) const OUTCOMES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", REFUSED, GONE];
-/// With an answer of our own.
-const REFUSED: &str = "refused";
-/// The agent hung up before its answer.
-const GONE: &str = "gone";
+pub(super) const OUTCOMES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "refused", "gone"];
+/// The place of an answer of our own.
+pub(super) const REFUSED: usize = 5;
+/// The place of an agent that hung up before its answer.
+pub(super) const GONE: usize = 6;
 /// Of the reasons for which a rejection goes to the agent, those for which there could be no second try.
 const UNREPLAYED: [&str; 3] = ["retry_never", "body_too_long", "replay_memory_full"];
 /// In seconds: what a proxy may add, and what an API may take.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::server::{Act, token};
-use super::world::{Got, World, failures, pass, provider, user};
+use super::world::{Got, World, failures, figure, pass, provider, user};
 use crate::oauth::{Endpoints, Grant};
 use crate::store::State;
 use crate::tokens::{NoRenewal, TokenError};
@@ -306,4 +306,21 @@ async fn what_is_wrong_can_be_asked_for_while_all_goes_on() {
     pass(61.0).await;
     world.bearer(&other).await;
     assert_eq!(codes().await, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_failure_is_counted_from_zero_and_the_same_one_told_once() {
+    // TOK-018, C15
+    let world = World::new().await;
+    let key = world.connect("alice").await;
+    let counted = || figure(&world, "renewals_total{provider=\"acme\",cause=\"needed\",outcome=\"fix_configuration\"}");
+    assert_eq!(counted(), Some(0.0));
+    let mut watch = world.events.watch();
+    world.server.book().always = INVALID_CLIENT;
+    for tries in 1..=5 {
+        assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "fix_configuration");
+        assert_eq!(counted(), Some(f64::from(tries)));
+        pass(601.0).await;
+    }
+    assert_eq!(failures(&mut watch), ["fix_configuration"]);
 }

@@ -217,6 +217,13 @@ pub(super) fn failures(watch: &mut tokio::sync::broadcast::Receiver<Event>) -> V
         .collect()
 }
 
+/// A figure that Prometheus would read, if it is there.
+pub(super) fn figure(world: &World, series: &str) -> Option<f64> {
+    let text = world.events.metrics().text(false);
+    let value = text.lines().find_map(|line| line.strip_prefix("sidebearer_")?.strip_prefix(series));
+    value.map(|value| value.trim().parse().unwrap())
+}
+
 pub(super) fn user(name: &str) -> Subject {
     Subject::User(name.parse().unwrap())
 }
