@@ -1,6 +1,7 @@
 //! The way out: verified connections to APIs, kept in a pool, and calls to token endpoints.
 
 mod calls;
+mod counted;
 mod empties;
 mod http2;
 mod leg;

@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::counted::Counted;
 use super::http2::{self, Duplex, bodiless};
 use super::proxies::UpstreamProxy;
 use super::via::UpstreamProxyError;
@@ -270,11 +271,11 @@ impl Pool {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // An upgrade ends the task below, and takes the bytes with it.
+        let io = Counted::new(io, self.dialer.inner.metrics.upstream());
         let handshake = self.dialer.http1().handshake(TokioIo::new(io)).await;
         let (sender, connection) = handshake.map_err(|error| UpstreamError::from_hyper(&error))?;
-        let open = self.dialer.inner.metrics.upstream();
         tokio::spawn(async move {
-            let _open = open;
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
