@@ -32,7 +32,7 @@ use crate::host;
 use crate::limits::Limits;
 use crate::links::Links;
 use crate::listen::{Listener, Place};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Trail};
 use crate::names::UserName;
 use crate::proxy::caller::Entrance;
 use crate::routes::Routes;
@@ -279,9 +279,9 @@ fn open_audit(wanted: &audit::Wanted, metrics: &Metrics) -> Result<Audit, AppErr
     };
     let audit = Audit::open(wanted).map_err(|error| AppError::Audit { place, error })?;
     let counted = audit.clone();
-    metrics.audit_lines(move || {
-        let audit::Lines { written, failed } = counted.lines();
-        (written, failed)
+    metrics.audit(move || {
+        let audit::Lines { written, failed, waiting, up } = counted.lines();
+        Trail { written, failed, waiting, up }
     });
     Ok(audit)
 }

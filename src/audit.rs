@@ -73,6 +73,10 @@ pub struct Lines {
     pub written: u64,
     /// That were not, and will not be.
     pub failed: u64,
+    /// That wait.
+    pub waiting: usize,
+    /// Whether they could be written when that was last tried.
+    pub up: bool,
 }
 
 /// What is known of a use before it begins.

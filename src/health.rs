@@ -4,7 +4,7 @@
 
 mod glance;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,8 +25,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::drain::Drain;
 use crate::listen::{Connection, Listener};
-use crate::metrics::{Grants, Metrics};
-use crate::tokens::{Condition, Fare, Tokens};
+use crate::metrics::{AtHand, Grants, Metrics};
+use crate::tokens::{Condition, Fare, TROUBLES, Tokens, Trouble};
 use crate::web::{self, json_response};
 use glance::Glance;
 
@@ -55,6 +55,8 @@ struct Inner {
     /// Known when everything is bound and ready.
     tokens: OnceLock<Tokens>,
     condition: Glance<Condition>,
+    /// What is wrong with the store.
+    store: Glance<Option<Trouble>>,
     /// How many grants of each provider are in which state; none when the store cannot be asked.
     census: Glance<Option<Vec<Grants>>>,
 }
@@ -62,8 +64,8 @@ struct Inner {
 impl Health {
     /// Of a sidecar that is starting; `drain` says when it stops.
     pub fn new(metrics: Metrics, drain: Drain) -> Self {
-        let (condition, census) = (Glance::every(FRESH), Glance::every(CENSUS));
-        Self { inner: Arc::new(Inner { drain, metrics, tokens: OnceLock::new(), condition, census }) }
+        let (condition, store, census) = (Glance::sparing(FRESH), Glance::every(FRESH), Glance::every(CENSUS));
+        Self { inner: Arc::new(Inner { drain, metrics, tokens: OnceLock::new(), condition, store, census }) }
     }
 
     /// The sidecar has started.
@@ -93,24 +95,39 @@ impl Health {
     /// How the tokens fare, at most a little ago.
     async fn condition(&self, tokens: &Tokens) -> Option<Arc<Condition>> {
         let tokens = tokens.clone();
-        self.inner.condition.look(PATIENCE, async move { tokens.condition().await }).await
+        self.inner.condition.look(PATIENCE, async move { tokens.condition() }).await
+    }
+
+    /// What was wrong with the store a little ago, if anything was and it is known.
+    async fn store(&self, tokens: &Tokens) -> Option<Arc<Option<Trouble>>> {
+        let tokens = tokens.clone();
+        self.inner.store.look(PATIENCE, async move { tokens.store_trouble().await }).await
+    }
+
+    async fn census(&self, tokens: &Tokens) -> Option<Arc<Option<Vec<Grants>>>> {
+        let tokens = tokens.clone();
+        self.inner.census.look(PATIENCE, async move { tokens.census().await.ok() }).await
     }
 
     /// Brings the figures up to date that nobody counts as it happens.
     async fn look(&self, tokens: &Tokens) {
         let figures = &self.inner.metrics;
-        if let Some(condition) = self.condition(tokens).await {
-            let fares = condition.providers.iter();
-            let at_hand = |fare: &'_ Fare| (fare.provider.clone(), fare.tokens, fare.expires_in);
-            figures.at_hand(fares.map(at_hand), condition.unsaved);
-            figures.store_is_up(condition.store_is_there);
+        let (condition, store, census) = tokio::join!(self.condition(tokens), self.store(tokens), self.census(tokens));
+        if let Some(condition) = condition {
+            figures.at_hand(condition.providers.iter().map(at_hand), condition.unsaved);
         }
-        let tokens = tokens.clone();
-        let census = self.inner.census.look(PATIENCE, async move { tokens.census().await.ok() }).await;
+        if let Some(store) = store {
+            figures.store_is_up(store.is_none());
+        }
         if let Some(grants) = census.as_deref().and_then(Option::as_ref) {
             figures.grants(grants);
         }
     }
+}
+
+fn at_hand(fare: &Fare) -> AtHand {
+    let Fare { provider, tokens, expires_in, trouble } = fare.clone();
+    AtHand { provider, tokens, expires_in, troubles: TROUBLES.map(|code| (code, trouble == Some(code))).to_vec() }
 }
 
 async fn index() -> impl IntoResponse {
@@ -136,9 +153,9 @@ async fn ready(State(health): State<Health>) -> Response {
     if health.inner.drain.is_started() {
         return unready("stopping");
     }
-    match health.condition(tokens).await {
-        Some(condition) => json_response(StatusCode::OK, &told(&condition)),
-        None => json_response(StatusCode::OK, &json!({ "status": "unknown", "troubles": [], "providers": [] })),
+    match tokio::join!(health.condition(tokens), health.store(tokens)) {
+        (Some(condition), Some(store)) => json_response(StatusCode::OK, &told(&condition, store.as_ref().as_ref())),
+        _ => json_response(StatusCode::OK, &json!({ "status": "unknown", "troubles": [], "providers": [] })),
     }
 }
 
@@ -157,9 +174,10 @@ async fn figures(State(health): State<Health>, headers: HeaderMap) -> Response {
 }
 
 /// What may be told to anyone: codes, and not the words around them, in which a path or a host may stand.
-fn told(condition: &Condition) -> Value {
-    let status = if condition.troubles.is_empty() { "ok" } else { "degraded" };
-    let troubles = condition.troubles.iter().map(|trouble| {
+fn told(condition: &Condition, store: Option<&Trouble>) -> Value {
+    let troubles: BTreeSet<_> = condition.troubles.iter().chain(store).collect();
+    let status = if troubles.is_empty() { "ok" } else { "degraded" };
+    let troubles = troubles.into_iter().map(|trouble| {
         let provider = trouble.provider.as_ref().map(|provider| provider.as_str());
         json!({ "code": trouble.code, "provider": provider })
     });

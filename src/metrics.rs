@@ -19,7 +19,9 @@ use prometheus_client::registry::Registry;
 
 use crate::events::{self, TokenChange};
 use crate::names::ProviderName;
-use figures::{Code, Ended, Figures, GONE, OUTCOMES, Of, Operation, Outcome, REFUSED, Renewed, Standing, State};
+use figures::{
+    Code, Ended, Figures, GONE, OUTCOMES, Of, Operation, Outcome, REFUSED, Renewed, Standing, State, Trouble,
+};
 
 /// All figures. A clone shares them.
 #[derive(Clone)]
@@ -34,14 +36,39 @@ struct Inner {
     routes: RwLock<HashMap<Arc<str>, Vec<Arc<Requests>>>>,
     /// Ask pools how many of their connections idle, for as long as there are these pools.
     idle: Mutex<Vec<Idle>>,
-    /// Asks the audit trail for its lines, written and lost.
-    audit: OnceLock<Box<dyn Fn() -> (u64, u64) + Send + Sync>>,
+    audit: OnceLock<Box<dyn Fn() -> Trail + Send + Sync>>,
     /// Held while figures are looked up for a scrape, and written.
     scrape: Mutex<()>,
     ca_ends: Mutex<Option<SystemTime>>,
 }
 
 type Idle = Box<dyn Fn() -> Option<usize> + Send + Sync>;
+
+/// What is asked of the audit trail.
+#[derive(Debug, Clone, Copy)]
+pub struct Trail {
+    /// Lines that were written.
+    pub written: u64,
+    /// Lines that were lost.
+    pub failed: u64,
+    /// Lines that wait.
+    pub waiting: usize,
+    /// Whether it could be written when that was last tried.
+    pub up: bool,
+}
+
+/// How the tokens of a provider fare.
+#[derive(Debug, Clone)]
+pub struct AtHand {
+    /// The provider.
+    pub provider: ProviderName,
+    /// How many there are.
+    pub tokens: usize,
+    /// How long the first of those in use to end is still good for.
+    pub expires_in: Option<Duration>,
+    /// What keeps it from giving tokens: each code that can, and whether it does.
+    pub troubles: Vec<(&'static str, bool)>,
+}
 
 /// The figures of one route and its provider.
 struct Requests {
@@ -141,7 +168,10 @@ impl Metrics {
 
     /// How many of them idle is asked here at each scrape, until it gives nothing.
     pub fn idle_upstreams(&self, idle: impl Fn() -> Option<usize> + Send + Sync + 'static) {
-        self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(idle));
+        let mut all = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where nobody scrapes, too, those of pools that are gone must not pile up.
+        all.retain(|pool| pool().is_some());
+        all.push(Box::new(idle));
     }
 
     /// A TLS handshake of an agent has ended so: `ok`, `failed` or `unused`.
@@ -184,9 +214,9 @@ impl Metrics {
         figures.reloads.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// How many lines of the audit trail were written and lost is asked here at each scrape. Only the first call counts.
-    pub fn audit_lines(&self, lines: impl Fn() -> (u64, u64) + Send + Sync + 'static) {
-        let _ = self.inner.audit.set(Box::new(lines));
+    /// How the audit trail fares is asked here at each scrape. Only the first call counts.
+    pub fn audit(&self, trail: impl Fn() -> Trail + Send + Sync + 'static) {
+        let _ = self.inner.audit.set(Box::new(trail));
     }
 
     /// When the local CA ends.
@@ -217,14 +247,17 @@ impl Metrics {
 
 /// What is looked up when somebody looks.
 impl Metrics {
-    /// How many tokens of each provider are at hand and how long the first to end is still good for, and how many rotated
-    /// refresh tokens are in memory only.
-    pub fn at_hand(&self, fares: impl Iterator<Item = (ProviderName, usize, Option<Duration>)>, unsaved: usize) {
+    /// How the tokens of each provider fare, and how many rotated refresh tokens are in memory only.
+    pub fn at_hand(&self, fares: impl Iterator<Item = AtHand>, unsaved: usize) {
         let figures = self.figures();
         let _one = self.inner.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         figures.expiry.clear();
         figures.tokens.clear();
-        for (provider, tokens, expires_in) in fares {
+        figures.troubles.clear();
+        for AtHand { provider, tokens, expires_in, troubles } in fares {
+            for (code, stands) in troubles {
+                figures.troubles.get_or_create(&Trouble { provider: provider.clone(), code }).set(stands.into());
+            }
             let of = Of { provider };
             // There before it is needed: a rate is of use only from the second sample on.
             let _ = figures.recovered.get_or_create(&of);
@@ -281,8 +314,10 @@ impl Metrics {
         if let Some(ends) = *self.inner.ca_ends.lock().unwrap_or_else(PoisonError::into_inner) {
             figures.ca.set(since_1970(ends) - since_1970(SystemTime::now()));
         }
-        if let Some(lines) = self.inner.audit.get() {
-            let (written, failed) = lines();
+        if let Some(trail) = self.inner.audit.get() {
+            let Trail { written, failed, waiting, up } = trail();
+            figures.audit_waiting.set(count(waiting));
+            figures.audit_up.set(up.into());
             for (outcome, lines) in [("written", written), ("failed", failed)] {
                 figures.audited.get_or_create(&Outcome { outcome }).inner().store(lines, Ordering::Relaxed);
             }
@@ -340,4 +375,30 @@ fn classic(openmetrics: &str) -> String {
         }
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_that_are_gone_pile_up_nowhere_where_nobody_scrapes() {
+        let (metrics, gone) = (Metrics::default(), Arc::new(()));
+        for _ in 0..100 {
+            let held = gone.clone();
+            metrics.idle_upstreams(move || {
+                let _held = &held;
+                None
+            });
+        }
+        assert_eq!(Arc::strong_count(&gone), 2);
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_store_that_nobody_has_looked_at() {
+        let metrics = Metrics::default();
+        assert!(!metrics.text(false).contains("\nsidebearer_store_up"));
+        metrics.store_is_up(false);
+        assert!(metrics.text(false).contains("\nsidebearer_store_up 0\n"));
+    }
 }

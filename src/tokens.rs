@@ -43,7 +43,7 @@ use known::{Known, Providers};
 use slot::{Slot, State};
 
 pub use grants::{Authorizer, GrantError, Granted, Proof};
-pub use health::{Condition, Fare, STANDINGS, Trouble};
+pub use health::{Condition, Fare, STANDINGS, TROUBLES, Trouble};
 pub use known::Revocation;
 
 /// All tokens, with the providers of one configuration. A clone shares both.
@@ -444,11 +444,7 @@ impl Inner {
     /// The provider as it is configured now, for as long as it gives tokens of this key: a configuration may have other
     /// scopes for it, or none of it.
     fn renewing(&self, key: &Key) -> Option<Arc<Known>> {
-        let current = self.current.load();
-        let gives = |known: &&Arc<Known>| {
-            known.target == key.target && known.provider.grant.is_for_users() == (key.subject != Subject::Client)
-        };
-        current.get(&key.provider).filter(gives).cloned()
+        known::gives(&self.current.load(), key).cloned()
     }
 
     /// Renews a token that nobody waits for; none that no configured provider gives any more.

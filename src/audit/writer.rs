@@ -41,6 +41,8 @@ struct State {
     lost: u64,
     written: u64,
     failed: u64,
+    /// Whether nothing could be written when that was last tried.
+    failing: bool,
     reopen: bool,
     closed: bool,
 }
@@ -76,7 +78,7 @@ impl Queue {
 
     pub fn lines(&self) -> Lines {
         let state = self.state();
-        Lines { written: state.written, failed: state.failed }
+        Lines { written: state.written, failed: state.failed, waiting: state.waiting.len(), up: !state.failing }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -168,12 +170,13 @@ impl Writer {
         for entry in left.into_iter().rev() {
             state.waiting.push_front(entry);
         }
-        if self.failing.is_some() {
+        state.failing = self.failing.is_some();
+        if state.failing {
             state.refuse_intents();
         }
         let over = state.closed && (state.waiting.is_empty() || self.failing.is_some());
         if over {
-            let left = state.waiting.len() as u64;
+            let left = std::mem::take(&mut state.waiting).len() as u64;
             state.failed += left;
             self.lost += left;
         }

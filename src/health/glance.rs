@@ -14,6 +14,8 @@ pub(super) struct Glance<T> {
 
 struct Inner<T> {
     every: Duration,
+    /// How many times as long as a look there is none, at least.
+    spared: u32,
     last: Mutex<Last<T>>,
     /// Held while somebody looks.
     looks: tokio::sync::Mutex<()>,
@@ -28,8 +30,17 @@ struct Last<T> {
 impl<T: Send + Sync + 'static> Glance<T> {
     /// That is looked at so often at most.
     pub(super) fn every(every: Duration) -> Self {
+        Self::new(every, 0)
+    }
+
+    /// That is looked at so often at most, and less where a look takes the processor for long.
+    pub(super) fn sparing(every: Duration) -> Self {
+        Self::new(every, SHARE)
+    }
+
+    fn new(every: Duration, spared: u32) -> Self {
         let last = Mutex::new(Last { seen: None, next: None });
-        Self { inner: Arc::new(Inner { every, last, looks: tokio::sync::Mutex::default() }) }
+        Self { inner: Arc::new(Inner { every, spared, last, looks: tokio::sync::Mutex::default() }) }
     }
 
     /// What was seen last, after a look if it is time for one; but none that takes longer than `patience`.
@@ -56,7 +67,7 @@ impl<T> Inner<T> {
         let began = Instant::now();
         let seen = Arc::new(look.await);
         let now = Instant::now();
-        let next = now + self.every.max((now - began) * SHARE);
+        let next = now + self.every.max((now - began) * self.spared);
         *self.lock() = Last { seen: Some(seen), next: Some(next) };
     }
 
@@ -82,7 +93,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_looks_twice_in_its_time_or_waits_for_long() {
-        let glance = Glance::every(Duration::from_secs(1));
+        let glance = Glance::sparing(Duration::from_secs(1));
         let began = Instant::now();
         // Whoever does not wait has nothing, and the next one what came of it.
         assert_eq!(glance.look(PATIENCE, after(700, 1)).await, None);
@@ -98,5 +109,13 @@ mod tests {
         assert_eq!(*glance.look(PATIENCE, after(0, 5)).await.unwrap(), 4);
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(*glance.look(PATIENCE, after(0, 6)).await.unwrap(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_only_waits_is_looked_at_again_in_its_time_however_long_it_took() {
+        let glance = Glance::every(Duration::from_secs(1));
+        assert_eq!(glance.look(PATIENCE, after(2000, 1)).await, None);
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert_eq!(*glance.look(PATIENCE, after(0, 2)).await.unwrap(), 2);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,6 +34,30 @@ const STORED: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 
 pub(super) type Timed<S> = Family<S, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
+/// A figure that is not there before somebody has looked: 0 would say something.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen(Arc<OnceLock<Gauge>>);
+
+impl Seen {
+    pub(super) fn set(&self, value: i64) {
+        self.0.get_or_init(Gauge::default).set(value);
+    }
+}
+
+impl EncodeMetric for Seen {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.get().map_or(Ok(()), |gauge| gauge.encode(encoder))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.get().is_none()
+    }
+}
+
 pub(super) struct Figures {
     pub(super) memory: Gauge,
     pub(super) open_files: Gauge,
@@ -47,6 +73,7 @@ pub(super) struct Figures {
     pub(super) unreplayed: Family<OfWhy, Counter>,
     pub(super) expiry: Family<Of, Seconds>,
     pub(super) tokens: Family<Of, Gauge>,
+    pub(super) troubles: Family<Trouble, Gauge>,
     pub(super) renewals: Family<Renewed, Counter>,
     pub(super) renewal: Timed<Of>,
     pub(super) grants: Family<Standing, Gauge>,
@@ -61,11 +88,13 @@ pub(super) struct Figures {
     pub(super) upstream_handshake: Histogram,
     pub(super) store: Timed<Operation>,
     pub(super) store_errors: Family<Operation, Counter>,
-    pub(super) store_up: Gauge,
+    pub(super) store_up: Seen,
     pub(super) reload_good: Gauge,
     pub(super) reloaded_at: Seconds,
     pub(super) reloads: Family<Outcome, Counter>,
     pub(super) audited: Family<Outcome, Counter>,
+    pub(super) audit_waiting: Gauge,
+    pub(super) audit_up: Gauge,
     pub(super) ca: Seconds,
 }
 
@@ -92,6 +121,12 @@ pub(super) struct Renewed {
     pub(super) provider: ProviderName,
     pub(super) cause: &'static str,
     pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct Trouble {
+    pub(super) provider: ProviderName,
+    pub(super) code: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -166,6 +201,7 @@ impl Figures {
             unreplayed: Family::default(),
             expiry: Family::default(),
             tokens: Family::default(),
+            troubles: Family::default(),
             renewals: Family::default(),
             renewal: Family::new_with_constructor(taken),
             grants: Family::default(),
@@ -180,11 +216,13 @@ impl Figures {
             upstream_handshake: taken(),
             store: Family::new_with_constructor(|| Histogram::new(STORED)),
             store_errors: Family::default(),
-            store_up: Gauge::default(),
+            store_up: Seen::default(),
             reload_good: Gauge::default(),
             reloaded_at: Gauge::default(),
             reloads: Family::default(),
             audited: Family::default(),
+            audit_waiting: Gauge::default(),
+            audit_up: Gauge::default(),
             ca: Gauge::default(),
         };
         figures.begin();
@@ -194,6 +232,11 @@ impl Figures {
     /// What is known before anything has happened: a rate is of use only from the second sample on.
     fn begin(&self) {
         self.reload_good.set(1);
+        // Where there is no trail, nothing is wrong with it.
+        self.audit_up.set(1);
+        for code in ["token_unavailable", "fix_configuration"] {
+            let _ = self.refusals.get_or_create(&Code { code });
+        }
         self.reloaded_at.set(since_1970(SystemTime::now()));
         let outcomes = |family: &Family<Outcome, Counter>, outcomes: &[&'static str]| {
             for outcome in outcomes {
@@ -235,9 +278,11 @@ impl Figures {
 
     fn of_tokens(&self, registry: &mut Registry) {
         let tokens = registry.sub_registry_with_prefix("sidebearer");
-        let expiry = "Time until the first token in use ends, of all users";
+        let expiry = "Time until the first token in use ends, of all users; 0 when it has and no other came";
         tokens.register("token_expiry_seconds", expiry, self.expiry.clone());
         tokens.register("tokens", "Tokens in memory that can be sent", self.tokens.clone());
+        let troubles = "Whether the last try for a token, somebody's, failed so";
+        tokens.register("provider_trouble", troubles, self.troubles.clone());
         let renewals = "Tokens that were asked for: obtained, adopted from the store, or the code of the failure";
         tokens.register("renewals", renewals, self.renewals.clone());
         let renewal = "Time that providers took to give a token";
@@ -274,6 +319,13 @@ impl Figures {
         rest.register("config_last_reload_success_timestamp_seconds", at, self.reloaded_at.clone());
         rest.register("reloads", "Times that the configuration was read anew", self.reloads.clone());
         rest.register("audit_lines", "Lines of the audit trail", self.audited.clone());
+        let waiting = "Lines of the audit trail that wait to be written";
+        rest.register("audit_lines_waiting", waiting, self.audit_waiting.clone());
+        rest.register(
+            "audit_up",
+            "Whether the audit trail could be written when that was last tried",
+            self.audit_up.clone(),
+        );
         rest.register("ca_expiry_seconds", "Time until the local CA ends", self.ca.clone());
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Inner, TokenError, Tokens};
+use super::{Inner, TokenError, Tokens, known};
 use crate::metrics::Grants;
 use crate::names::ProviderName;
 use crate::oauth::Grant;
@@ -12,6 +12,9 @@ use crate::store::StoreError;
 
 /// How long the store may take to show that it is there.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What keeps providers from giving tokens, the worse first.
+pub const TROUBLES: [&str; 2] = ["fix_configuration", "token_unavailable"];
 
 /// The states that grants are counted by.
 pub const STANDINGS: [&str; 4] = ["connected", "reauthorize", "fix_configuration", NEVER];
@@ -28,15 +31,13 @@ pub struct Trouble {
     pub detail: String,
 }
 
-/// What is wrong now, and how each provider's tokens fare.
+/// What is wrong now besides the store, and how each provider's tokens fare.
 #[derive(Debug, Clone)]
 pub struct Condition {
-    /// As of [`Tokens::troubles`].
+    /// Each once, in order.
     pub troubles: Vec<Trouble>,
     /// One for each provider, in order.
     pub providers: Vec<Fare>,
-    /// Whether the store answers.
-    pub store_is_there: bool,
     /// How many rotated refresh tokens are in memory only.
     pub unsaved: usize,
 }
@@ -48,9 +49,10 @@ pub struct Fare {
     pub provider: ProviderName,
     /// How many tokens are at hand that can be sent.
     pub tokens: usize,
-    /// How long the first of them to end is still good for, where an end is known.
+    /// How long the first of those in use to end is still good for, where an end is known. Nothing where it has ended, and
+    /// none has come.
     pub expires_in: Option<Duration>,
-    /// The stable code of what keeps it from giving tokens now.
+    /// The stable code of what keeps it from giving tokens: one of [`TROUBLES`], and the first of them that there is.
     pub trouble: Option<&'static str>,
 }
 
@@ -65,13 +67,14 @@ impl Tokens {
     /// What is wrong now: with the store, with grants that are in memory only (SEMANTICS C13), with providers that tokens
     /// are wanted from (C15). Each once, in order.
     pub async fn troubles(&self) -> Vec<Trouble> {
-        self.condition().await.troubles
+        let store = self.store_trouble().await;
+        self.condition().troubles.into_iter().chain(store).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The same, with how each provider's tokens fare. It looks at every token.
-    pub async fn condition(&self) -> Condition {
+    /// What is wrong with the store, if anything is.
+    pub async fn store_trouble(&self) -> Option<Trouble> {
         let store = tokio::time::timeout(STORE_WITHIN, self.inner.store.is_there()).await;
-        let store = match store {
+        match store {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Trouble { code: error.code(), provider: None, detail: error.to_string() }),
             Err(_) => Some(Trouble {
@@ -79,12 +82,14 @@ impl Tokens {
                 provider: None,
                 detail: format!("the store has not answered within {} s", STORE_WITHIN.as_secs()),
             }),
-        };
-        let store_is_there = store.is_none();
-        let (fares, mut troubles, unsaved) = self.inner.fares();
-        troubles.extend(store);
+        }
+    }
+
+    /// What is wrong besides the store, and how each provider's tokens fare. It looks at every token.
+    pub fn condition(&self) -> Condition {
+        let (fares, troubles, unsaved) = self.inner.fares();
         let (troubles, providers) = (troubles.into_iter().collect(), fares.into_values().collect());
-        Condition { troubles, providers, store_is_there, unsaved }
+        Condition { troubles, providers, unsaved }
     }
 
     /// How many grants of each provider are in which state, by the names of [`STANDINGS`]: a provider that users connect is
@@ -114,24 +119,24 @@ impl Inner {
         let now = self.clock.now();
         let empty =
             |provider: &ProviderName| Fare { provider: provider.clone(), tokens: 0, expires_in: None, trouble: None };
-        let mut fares: BTreeMap<_, _> = self.current.load().keys().map(|name| (name.clone(), empty(name))).collect();
+        let current = self.current.load();
+        let mut fares: BTreeMap<_, _> = current.keys().map(|name| (name.clone(), empty(name))).collect();
         let (mut unsaved, mut troubles) = (0, BTreeSet::new());
         for slot in &self.slots {
             let state = slot.lock();
             unsaved += usize::from(state.unsaved.is_some());
             let provider = &slot.key.provider;
-            let Some(fare) = fares.get_mut(provider) else { continue };
-            if let Some(left) = state.left(now) {
-                fare.tokens += 1;
-                fare.expires_in = fare.expires_in.into_iter().chain(left).min();
-            }
+            // Nobody renews what was asked for as it was configured before.
+            let given = known::gives(&current, &slot.key).is_some();
+            let Some(fare) = fares.get_mut(provider).filter(|_| given) else { continue };
+            fare.tokens += usize::from(state.has_usable(now));
+            fare.expires_in = fare.expires_in.into_iter().chain(state.in_use_for(now)).min();
             // Where the provider was not asked, the store says what is wrong, or another process is at it.
-            if let Some(error) = state.resting(now)
+            if let Some(error) = state.failing(now)
                 && !matches!(error, TokenError::Unavailable { asked: false, .. })
-                && !error.is_for_the_user()
             {
-                fare.trouble = Some(error.code());
                 let (code, detail) = (error.code(), error.to_string());
+                fare.trouble = TROUBLES.into_iter().find(|one| *one == code || fare.trouble == Some(*one));
                 troubles.insert(Trouble { code, provider: Some(provider.clone()), detail });
             }
         }

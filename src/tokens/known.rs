@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, Semaphore};
 use url::Url;
 
-use super::Servers;
 use super::slot::{LONGEST_LIFETIME, Token};
+use super::{Key, Servers};
 use crate::clock::{Clock, Now};
-use crate::names::ProviderName;
+use crate::names::{ProviderName, Subject};
 use crate::oauth::grant::{self, Ask};
 use crate::oauth::metadata::{self, Metadata};
 use crate::oauth::wire::{self, Answer, Failure};
@@ -26,6 +26,14 @@ const AHEAD_AT_ONCE: usize = 3;
 
 /// The providers of one configuration.
 pub(super) type Providers = HashMap<ProviderName, Arc<Known>>;
+
+/// The provider that gives tokens of this key, as it is configured here.
+pub(super) fn gives<'a>(providers: &'a Providers, key: &Key) -> Option<&'a Arc<Known>> {
+    let gives = |known: &&Arc<Known>| {
+        known.target == key.target && known.provider.grant.is_for_users() == (key.subject != Subject::Client)
+    };
+    providers.get(&key.provider).filter(gives)
+}
 
 /// Those of a configuration that comes after another: one that has not changed stays what it was.
 pub(super) fn providers(all: &[Arc<Provider>], before: &Providers) -> Providers {

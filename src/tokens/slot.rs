@@ -228,6 +228,21 @@ impl State {
         }))
     }
 
+    /// How long the token that is in use is good for still, and nothing while no other comes in its place.
+    pub(super) fn in_use_for(&self, now: Now) -> Option<Duration> {
+        match self.left(now) {
+            Some(left) => left.filter(|_| self.used),
+            None if self.used || self.joined => self.failing(now).map(|_| Duration::ZERO),
+            None => None,
+        }
+    }
+
+    /// The failure that stands: the last try came to it, and not so long ago that nobody wants a token any more.
+    pub(super) fn failing(&self, now: Now) -> Option<&TokenError> {
+        let rest = self.rest.as_ref().filter(|rest| now.instant < rest.until + BACKOFF_MOST)?;
+        Some(&rest.error).filter(|error| !error.is_for_the_user())
+    }
+
     pub(super) fn has_usable(&self, now: Now) -> bool {
         self.token.as_ref().is_some_and(|token| token.lives(now))
     }

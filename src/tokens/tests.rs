@@ -2,6 +2,7 @@
 
 mod ahead;
 mod discovery;
+mod fares;
 mod fleet;
 mod grants;
 mod leases;
