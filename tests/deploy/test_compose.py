@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from containers import run
-from kubelet import CURL, REQUESTS, STORE_KEY
+from kubelet import CURL, REQUESTS
 from leaks import canaries, leaks
 from network import Relay
 from world import PYTHON, ROOT, SECRETS, SERVICE, wait_for
@@ -26,13 +26,13 @@ def project(servers, engine, tmp_path):
     shutil.copytree(ROOT / "deploy/compose", folder)
     (tmp_path / "env").mkdir()
     shutil.copy(ROOT / "deploy/env/agent.env", tmp_path / "env")
-    (folder / "secrets").mkdir()
-    secrets = {"store-key": STORE_KEY, "billing-client-secret": SECRETS["BASIC_SECRET"]}
-    secrets["company.pem"] = servers.certificates.ca.read_text()
-    for name, text in secrets.items():
-        (folder / "secrets" / name).write_text(text)
-        (folder / "secrets" / name).chmod(0o400)
-        os.chown(folder / "secrets" / name, 65532, -1)
+    head = re.findall(r"^#   (.*)$", (folder / "compose.yaml").read_text(), re.M)
+    assert head.pop() == "docker compose up"
+    run("bash", "-euc", "\n".join(head), cwd=folder, env=os.environ | {"CLIENT_SECRET": SECRETS["BASIC_SECRET"]})
+    company = folder / "secrets/company.pem"
+    company.write_text(servers.certificates.ca.read_text())
+    company.chmod(0o400)
+    os.chown(company, 65532, -1)
     (folder / ".env").write_text(f"AGENT_SECRET={AGENT_SECRET}\n")
     project = Project(folder, engine)
     yield project
