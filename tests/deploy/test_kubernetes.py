@@ -159,6 +159,14 @@ def test_the_configuration_passes_the_check(rendered, sidebearer, tmp_path):
             sidebearer("check")
 
 
+def test_a_gateway_that_stops_takes_connections_until_none_are_led_to_it(rendered):
+    pod = pod_of(find(rendered["gateway"], "Deployment", "sidebearer"))
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    # `drain` when left out: proxy.yaml.
+    drain = int(yaml.safe_load((ROOT / "proxy.yaml").read_text())["drain"].removesuffix("s"))
+    assert sleep >= 5 and pod["terminationGracePeriodSeconds"] > sleep + drain
+
+
 # The component, put on workloads that are not the examples.
 
 FOREIGN = """\
