@@ -2,6 +2,7 @@
 
 import json
 import os
+from ipaddress import ip_address, ip_network
 
 import kubernetes_validate
 import pytest
@@ -165,6 +166,23 @@ def test_a_gateway_that_stops_takes_connections_until_none_are_led_to_it(rendere
     # `drain` when left out: proxy.yaml.
     drain = int(yaml.safe_load((ROOT / "proxy.yaml").read_text())["drain"].removesuffix("s"))
     assert sleep >= 5 and pod["terminationGracePeriodSeconds"] > sleep + drain
+
+
+@pytest.mark.parametrize("folder", ["base", "gateway"])
+def test_pods_reach_the_name_server_of_their_node_and_not_what_hands_out_its_credentials(rendered, folder):
+    """169.254.20.10 is NodeLocal DNSCache's."""
+    for policy in (one["spec"] for one in rendered[folder] if one["kind"] == "NetworkPolicy"):
+        assert reaches(policy, "169.254.20.10", 53)
+        assert not reaches(policy, "169.254.20.10", 443) and not any(reaches(policy, "169.254.169.254", port) for port in (53, 80, 443))
+
+
+def reaches(policy, address, port):
+    """Over what says for which addresses it is."""
+    return any(
+        ip_address(address) in ip_network(block["cidr"]) and not any(ip_address(address) in ip_network(one) for one in block.get("except", []))
+        for rule in policy["egress"] if any(one["port"] == port for one in rule["ports"])
+        for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer)
+    )
 
 
 # The component, put on workloads that are not the examples.
