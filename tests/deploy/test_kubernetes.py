@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from ipaddress import ip_address, ip_network
 
 import kubernetes_validate
@@ -11,7 +12,7 @@ import yaml
 from containers import run
 from kubelet import KUBERNETES, WORKLOADS, find, kustomize, pod_of
 from restricted import violations
-from world import ROOT
+from world import ROOT, wait_for
 
 FOLDERS = ["base", "examples", "gateway", "inject", "locked"]
 # From which on native sidecars are stable, and what is newest here; the injector's kind came in between.
@@ -183,6 +184,31 @@ def reaches(policy, address, port):
         for rule in policy["egress"] if any(one["port"] == port for one in rule["ports"])
         for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer)
     )
+
+
+def test_a_classic_job_tells_its_sidecar_to_stop_however_it_ends(rendered, tmp_path):
+    """Its agent's script with a curl that notes what it is asked for, and takes long over the API's answer."""
+    job = find(rendered["examples"], "Job", "invoices-classic")
+    agent = next(one for one in pod_of(job)["containers"] if one["name"] == "agent")
+    curl = tmp_path / "curl"
+    curl.write_text('#!/bin/sh\necho "$*" >>"$0.log"\ncase "$*" in *startupz) exit "$STARTED";; *api*) sleep 3;; esac\n')
+    curl.chmod(0o755)
+    asked = lambda: (tmp_path / "curl.log").read_text().splitlines() if (tmp_path / "curl.log").exists() else []
+    environment = lambda started: os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STARTED": started}
+    assert run(*agent["command"], env=environment("7"), check=False, timeout=10).returncode == 7
+    assert asked()[-1].endswith("/quit")
+    with subprocess.Popen(agent["command"], env=environment("0")) as running:
+        wait_for(lambda: "api.example.com" in asked()[-1], "the agent's call")
+        running.terminate()
+    assert (running.returncode, asked()[-1].endswith("/quit")) == (143, True)
+    assert job["spec"]["activeDeadlineSeconds"]
+
+
+def test_every_sidecar_has_the_port_that_is_scraped(rendered):
+    pods = [pod_of(one) for one in rendered["examples"] + rendered["gateway"] if one["kind"] in WORKLOADS]
+    sidecars = [one for pod in pods for one in pod.get("initContainers", []) + pod["containers"] if one["name"] == "sidebearer"]
+    assert len(sidecars) == 4
+    assert all({"name": "health", "containerPort": 3130} in one["ports"] for one in sidecars)
 
 
 # The component, put on workloads that are not the examples.
