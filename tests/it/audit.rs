@@ -112,7 +112,7 @@ async fn without_room_for_another_trail_requests_go_on() {
 
 #[tokio::test]
 async fn a_trail_without_its_folder_does_not_start() {
-    let home = Home::with("audit: {file: nowhere/audit}\nlisten: 127.0.0.1:0\nadmin: off\n");
+    let home = Home::with("audit: {file: nowhere/audit}\nlisten: 127.0.0.1:0\nadmin: off\nhealth: off\n");
     let ended = home.run(["run"]).await;
     assert_eq!(ended.code, 1);
     let said = "error: audit.file: cannot open nowhere/audit: No such file or directory (os error 2)\n\
@@ -138,7 +138,7 @@ async fn a_websocket_is_a_use_when_it_opens_and_a_refused_one_was_a_use_too() {
 
 #[tokio::test]
 async fn exec_leaves_standard_output_to_its_command() {
-    let home = Home::with("audit: {file: '-'}\nlisten: 127.0.0.1:0\nadmin: off\n");
+    let home = Home::with("audit: {file: '-'}\nlisten: 127.0.0.1:0\nadmin: off\nhealth: off\n");
     let ended = home.run(["exec", "--", "true"]).await;
     let said = "error: `audit.file` is standard output, and that is the command's\nhint: name a file there\n";
     assert!(ended.code == 1 && ended.stderr.ends_with(said), "{}", ended.stderr);
