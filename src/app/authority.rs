@@ -43,6 +43,11 @@ pub(super) async fn kept(
 fn made(before: Option<Result<Ca, Outdated>>, hosts: &[HostPattern], now: SystemTime) -> Result<Ca, CaError> {
     let Some(before) = before else { return Ca::generate(hosts, now) };
     let new = before.as_ref().map(|ca| ca.lacks(hosts).join(", ")).unwrap_or_default();
+    if new.is_empty()
+        && let Ok(ca) = before
+    {
+        return Ok(ca);
+    }
     let extended = match before {
         Ok(ca) => ca.extended(hosts, now)?,
         Err(why) => Err(why),
@@ -64,7 +69,7 @@ fn made(before: Option<Result<Ca, Outdated>>, hosts: &[HostPattern], now: System
 
 /// Under which name the CA is kept. Of sidecars that share a store, those with the same hosts share a CA: one with others
 /// would add to it at each start.
-fn name(settings: &Settings) -> String {
+pub(super) fn name(settings: &Settings) -> String {
     if settings.store_url.is_none() {
         return KEPT.to_owned();
     }

@@ -170,7 +170,7 @@ impl Lasting {
             true => Upstream::new(dialer(&settings, &roots, self.own.clone(), self.events.metrics())?),
             false => before.upstream.clone(),
         };
-        let ca = self.ca(&before.ca, &settings).await?;
+        let ca = self.ca(before, &settings).await?;
         if ca.roots_pem() != before.ca.roots_pem() || roots != before.roots {
             self.ca_files.write(&ca, roots.certificates(), self.keeps_ca)?;
         }
@@ -179,16 +179,18 @@ impl Lasting {
     }
 
     /// The CA in use, which then speaks for all routed hosts.
-    async fn ca(&self, running: &Ca, settings: &Settings) -> Result<Ca, AppError> {
+    async fn ca(&self, before: &Effect, settings: &Settings) -> Result<Ca, AppError> {
         let routes = Routes::new(settings.routes.iter().cloned());
-        let (hosts, now) = (routes.hosts(), self.clock.now().wall);
-        if running.lacks(hosts).is_empty() {
+        let (running, hosts, now) = (&before.ca, routes.hosts(), self.clock.now().wall);
+        // With other hosts it may be kept under another name, by which the next start asks for it.
+        let renamed = self.keeps_ca && authority::name(settings) != authority::name(&before.settings);
+        if running.lacks(hosts).is_empty() && !renamed {
             return Ok(running.clone());
         }
         if self.keeps_ca {
             return authority::kept(&self.store, settings, hosts, now, Some(running)).await;
         }
-        Ok(running.extended(hosts, now)?.or_else(|_| Ca::generate(hosts, now))?)
+        Ok(running.extended(hosts, now)?.or_else(|_| Ca::generate(hosts, now).map(|new| running.with(&new)))?)
     }
 
     fn links(&self, settings: &Settings) -> Option<Links> {
