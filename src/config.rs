@@ -16,7 +16,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::audit;
+use crate::files;
 use crate::host::Authority;
 use crate::limits::Limits;
 use crate::listen::Place;
@@ -219,7 +220,7 @@ fn some_keys<T>(
 
 /// The text of a file, cut off where it is too long in any case, and whether other users can read it.
 fn text(path: &Path) -> io::Result<(Zeroizing<String>, bool)> {
-    let file = File::open(path)?;
+    let file = files::open(path)?;
     let exposed = readable_by(&file.metadata()?, 0o044);
     let mut text = Zeroizing::new(Vec::new());
     file.take(locate::LONGEST as u64 + 4).read_to_end(&mut text)?;

@@ -13,7 +13,7 @@
 //! | 7 | [`ca`], [`upstream`], [`store`] over an engine: SQLite, PostgreSQL |
 //! | 8 | [`oauth`]: OAuth as plain data |
 //! | 9 | [`routes`]: host, path, method to route |
-//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`metrics`], [`events`], [`telemetry`], [`audit`], [`traces`] |
+//! | 10 | [`crypto`], [`host`], [`names`], [`secret`], [`clock`], [`drain`], [`listen`], [`limits`], [`process`], [`seldom`], [`systemd`], [`metrics`], [`files`], [`events`], [`telemetry`], [`audit`], [`traces`] |
 //!
 //! One request:
 //!
@@ -38,6 +38,7 @@ pub mod consent;
 pub mod crypto;
 pub mod drain;
 pub mod events;
+pub mod files;
 pub mod health;
 pub mod host;
 pub mod limits;

@@ -2,6 +2,7 @@
 
 use std::alloc::System;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use sidebearer::cli::{self, Cli};
@@ -20,7 +21,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(cli::run(cli)) {
+    let ended = runtime.block_on(cli::run(cli));
+    // Whatever had to finish has; what still reads a file that does not end is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             anstream::eprintln!("{}", error.report());

@@ -4,7 +4,6 @@
 //! that is meant.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -12,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::Mistake;
 use super::locate::{Document, Node, Value, join};
+use crate::files;
 
 /// Looks a variable up.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -151,12 +151,12 @@ fn variable(name: &str, environment: Environment<'_>) -> Result<Zeroizing<String
 }
 
 /// The text of a file, without its last line's end.
-fn file(path: &str, environment: Environment<'_>, files: Files<'_>) -> Result<Zeroizing<String>, Wrong> {
+fn file(path: &str, environment: Environment<'_>, named: Files<'_>) -> Result<Zeroizing<String>, Wrong> {
     let unreadable = |error: std::io::Error| Wrong { what: format!("cannot read `{path}`: {error}"), hint: None };
     let in_home = path.strip_prefix("~/").zip(environment("HOME"));
     let place = in_home.map_or_else(|| PathBuf::from(path), |(below, home)| PathBuf::from(home).join(below));
-    files.borrow_mut().push(place.clone());
-    let file = File::open(place).map_err(unreadable)?;
+    named.borrow_mut().push(place.clone());
+    let file = files::open(&place).map_err(unreadable)?;
     if super::readable_by(&file.metadata().map_err(unreadable)?, 0o004) {
         let hint = format!("`chmod 600 {path}`; for a Kubernetes secret, `defaultMode: 0440`");
         return Err(wrong(format!("every user of this machine can read `{path}`"), hint));

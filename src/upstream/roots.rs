@@ -8,6 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::crypto;
+use crate::files;
+
+/// The longest file of roots, in bytes.
+const LONGEST: u64 = 16 << 20;
 
 /// The roots, and where they came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +108,7 @@ pub enum RootsError {
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, RootsError> {
     let fail = |reason: String| RootsError::File { path: path.to_owned(), reason };
-    let pem = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+    let pem = files::read(path, LONGEST).map_err(|error| fail(error.to_string()))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|error| fail(format!("not PEM: {error:?}")))?;

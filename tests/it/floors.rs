@@ -28,6 +28,7 @@ const FLOORS: [&[&str]; 10] = [
         "seldom",
         "systemd",
         "metrics",
+        "files",
         "events",
         "telemetry",
         "audit",

@@ -206,7 +206,7 @@ async fn watched(folder: &Path, text: &str) -> (App, Watch) {
 
 /// A `proxy.yaml` with these lines.
 fn text(folder: &Path, lines: &str) -> String {
-    format!("listen: 127.0.0.1:0\nadmin: off\nstore:\n  path: '{}/store'\n{lines}", folder.display())
+    format!("listen: 127.0.0.1:0\nadmin: off\nhealth: off\nstore:\n  path: '{}/store'\n{lines}", folder.display())
 }
 
 fn refusals(folder: &Path) -> Vec<String> {
@@ -225,7 +225,7 @@ async fn a_bad_file_is_told_of_once_with_all_its_mistakes() {
     watch.reload(true).await;
     let told = refusals(folder.path());
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("proxy.yaml:5:1: drian") && told[0].contains("proxy.yaml:6:9: routes"), "{told:?}");
+    assert!(told[0].contains("proxy.yaml:6:1: drian") && told[0].contains("proxy.yaml:7:9: routes"), "{told:?}");
 }
 
 #[tokio::test]
@@ -262,6 +262,45 @@ async fn a_secret_that_comes_later_mends_the_configuration() {
     }
     let told = refusals(folder.path());
     assert_eq!(told.len(), 3, "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_refused_at_once_and_forgotten_when_it_is_corrected() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_app, mut watch) = watched(folder.path(), &text(folder.path(), "")).await;
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let agents = format!("agents:\n  - {{name: a, users: [u], secret: '${{file:{}}}'}}\n", pipe.display());
+    let roots = format!("extra_ca_files: ['{}']\n", folder.path().display());
+    for (number, lines) in (1..).zip([agents, roots]) {
+        std::fs::write(folder.path().join("proxy.yaml"), text(folder.path(), &lines)).unwrap();
+        soon(watch.reload(true)).await;
+        assert_eq!(refusals(folder.path()).len(), number, "{lines}");
+        std::fs::write(folder.path().join("proxy.yaml"), text(folder.path(), "drain: 5s\n")).unwrap();
+        for _ in 0..2 {
+            soon(watch.look()).await;
+        }
+        assert_eq!(watch.refused(), None, "{lines}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_everybody_could_read_is_read_when_its_mode_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "a-secret-of-16-bytes\n").unwrap();
+    let mode = |mode: u32| rustix::fs::chmod(&secret, mode.into()).unwrap();
+    mode(0o644);
+    let (_app, mut watch) = watched(folder.path(), &text(folder.path(), "")).await;
+    let agents = format!("agents:\n  - {{name: a, users: [u], secret: '${{file:{}}}'}}\n", secret.display());
+    std::fs::write(folder.path().join("proxy.yaml"), text(folder.path(), &agents)).unwrap();
+    watch.reload(true).await;
+    assert!(watch.refused().is_some_and(|why| why.contains("chmod 600")));
+    mode(0o600);
+    for _ in 0..2 {
+        watch.look().await;
+    }
+    assert_eq!(watch.refused(), None);
 }
 
 #[tokio::test]

@@ -2,21 +2,27 @@
 //! which no watch of a file shows.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::Signal;
+use tokio::time::Instant;
 
 use super::Reloader;
 use crate::config::{self, Reading};
 use crate::events::Reload;
+use crate::files;
 use crate::systemd;
 
 /// How often it is looked. What has changed takes effect at the second look.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How long a change that fails for another reason than its files waits for its next try, at most.
+const REST_MOST: Duration = Duration::from_secs(60);
+/// As much of a file is looked at: no more is ever read.
+const LONGEST: u64 = 16 << 20;
 /// How often files are read again that change while they are read.
 const TRIES: usize = 5;
 
@@ -32,6 +38,8 @@ pub struct Watch {
     read: Option<Print>,
     /// What they contained at the last look.
     seen: Option<Print>,
+    /// Files that could not take effect, when they are tried again, and how long they rested.
+    rests: Option<(Print, Instant, Duration)>,
     /// Why it was refused, if it was.
     refused: Option<String>,
     /// Whether nothing has been read but at the start.
@@ -42,7 +50,12 @@ impl Watch {
     /// For a sidecar that was started with this file.
     pub fn new(config: &Path, reloader: Reloader) -> Self {
         let (config, files) = (config.to_owned(), BTreeSet::from([config.to_owned()]));
-        Self { config, reloader, files, read: None, seen: None, refused: None, first: true }
+        Self { config, reloader, files, read: None, seen: None, rests: None, refused: None, first: true }
+    }
+
+    /// Why the files are not in effect, where they are not.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Reloads when files have changed, and at once at each `hang_up`, until the stop begins. systemd, which waits for that,
@@ -69,9 +82,10 @@ impl Watch {
 
     /// Reloads what has changed and stays as it is: of a file that is being written there is only a part.
     pub async fn look(&mut self) {
-        let Ok(now) = self.print().await else { return };
+        let now = self.print().await;
         let stays = self.seen.replace(now) == Some(now);
-        if stays && self.read != Some(now) {
+        let rests = self.rests.is_some_and(|(print, until, _)| print == now && Instant::now() < until);
+        if stays && !rests && self.read != Some(now) {
             self.reload(false).await;
         }
     }
@@ -87,6 +101,7 @@ impl Watch {
             Ok(settings) => self.reloader.reload(settings).await.map_err(|error| {
                 // What failed may not be in the files: the store, a folder. It is tried again.
                 self.read = None;
+                self.rest(print);
                 format!("{error}\nhint: {}", error.hint())
             }),
             Err(mistakes) => Err(mistakes.to_string()),
@@ -94,10 +109,17 @@ impl Watch {
         self.tell(outcome, asked);
     }
 
+    /// Puts off the next try with the same files: soon at first, and then each minute.
+    fn rest(&mut self, print: Print) {
+        let before = self.rests.filter(|(other, ..)| *other == print).map(|(.., rest)| rest);
+        let rest = before.map_or(LOOK_EVERY, |rest| (rest * 2).min(REST_MOST));
+        self.rests = Some((print, Instant::now() + rest, rest));
+    }
+
     /// Reads the configuration until nothing has changed while it was read.
     async fn steady(&mut self) -> io::Result<(Print, Reading)> {
         for _ in 0..TRIES {
-            let before = self.print().await?;
+            let before = self.print().await;
             let config = self.config.clone();
             let reading = blocking(move || config::read(&config)).await;
             let mut files = BTreeSet::from([self.config.clone()]);
@@ -107,7 +129,7 @@ impl Watch {
                 files.append(&mut self.files.clone());
             }
             let known = std::mem::replace(&mut self.files, files) == self.files;
-            if known && self.print().await? == before {
+            if known && self.print().await == before {
                 return Ok((before, reading));
             }
         }
@@ -136,11 +158,8 @@ impl Watch {
         }
     }
 
-    /// What the files contain now.
-    ///
-    /// # Errors
-    /// When one of them is no file that can be read again.
-    async fn print(&self) -> io::Result<Print> {
+    /// What the files contain now, and who can read them.
+    async fn print(&self) -> Print {
         let files = self.files.clone();
         blocking(move || {
             let mut print = Sha256::new();
@@ -148,23 +167,26 @@ impl Watch {
                 print.update(path.as_os_str().as_encoded_bytes());
                 match contents(path) {
                     Ok(contents) => print.update(contents),
-                    Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
                     Err(error) => print.update(error.to_string()),
                 }
             }
-            Ok(print.finalize().into())
+            print.finalize().into()
         })
         .await
     }
 }
 
-/// The hash of what is in a file. A pipe would be empty the second time, or hang.
+/// The hash of what is in a file, as far as anybody would read it, and of whether others can: such a secret is refused.
 fn contents(path: &Path) -> io::Result<Print> {
-    if !fs::metadata(path)?.is_file() {
-        let what = format!("`{}` is no file, and is not read again", path.display());
-        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    let file = files::open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        // A pipe would be empty the second time.
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "no file"));
     }
-    Ok(Sha256::digest(fs::read(path)?).into())
+    let mut bytes = (about.permissions().mode() & 0o044).to_be_bytes().to_vec();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(Sha256::digest(bytes).into())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
