@@ -168,7 +168,7 @@ pub async fn run(cli: Cli) -> Result<u8, CliError> {
     process::prepare();
     let settings = || load(&config);
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run::run(&config, &settings()?).await,
+        Command::Run => run::run(&config).await,
         Command::Exec { user, nss, command } => exec::exec(settings()?, user, nss.as_deref(), &command).await,
         Command::Demo { command } => demo::demo(&command).await,
         Command::Import { provider, user, refresh_token_file } => {
@@ -213,10 +213,14 @@ fn provider<'a>(settings: &'a Settings, name: &ProviderName) -> Result<&'a Arc<P
 
 fn load(path: &std::path::Path) -> Result<Settings, CliError> {
     let settings = config::load(path)?;
+    warn(&settings);
+    Ok(settings)
+}
+
+fn warn(settings: &Settings) {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(settings)
 }
 
 /// Why a command failed.

@@ -33,7 +33,7 @@ use crate::traces::Traces;
 use crate::upstream::{Calls, Dialer, Roots, Upstream};
 use crate::web::{Guard, Site};
 
-pub use watch::Watch;
+pub use watch::{Files, Watch};
 
 /// What stays for as long as a sidecar runs.
 pub(super) struct Lasting {

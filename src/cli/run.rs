@@ -4,11 +4,10 @@ use std::path::Path;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::CliError;
-use crate::app::reload::Watch;
+use super::{CliError, warn};
+use crate::app::reload::{Files, Watch};
 use crate::app::{self, Authority, Options};
 use crate::clock::Clock;
-use crate::config::Settings;
 use crate::drain::Drained;
 use crate::listen::Place;
 use crate::names::UserName;
@@ -16,15 +15,17 @@ use crate::systemd;
 use crate::telemetry;
 
 /// Runs the sidecar; 0 when it drained, 1 when it was forced.
-pub(super) async fn run(config: &Path, settings: &Settings) -> Result<u8, CliError> {
+pub(super) async fn run(config: &Path) -> Result<u8, CliError> {
     // First: they end a program that does not listen for them, or, as a container's first process, never reach it.
     let (hang_up, mut signals) = (listen(SignalKind::hangup())?, Signals::listen()?);
+    let (files, settings) = Files::load(config).await?;
+    warn(&settings);
     if settings.log_level.is_some() {
         telemetry::set_level(settings.log_level);
     }
     let options = Options { user: UserName::default(), authority: Authority::Kept, clock: Clock::system() };
     let app = tokio::select! {
-        app = app::build(settings, options) => app?,
+        app = app::build(&settings, options) => app?,
         () = signals.next() => {
             tracing::info!("stopped before it had started");
             return Ok(0);
@@ -39,7 +40,7 @@ pub(super) async fn run(config: &Path, settings: &Settings) -> Result<u8, CliErr
     let health = app.health.map(|health| health.to_string());
     tracing::info!(address, transparent, admin, health, ca, routes = settings.routes.len(), "listening");
     let status = format!("listening on {address}");
-    tokio::spawn(Watch::new(config, app.reloader()).run(hang_up, status.clone()));
+    tokio::spawn(Watch::new(files, app.reloader()).run(hang_up, status.clone()));
     let stop = async move {
         // Polled first when everything is served.
         systemd::ready(&status);

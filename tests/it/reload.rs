@@ -5,10 +5,9 @@ use std::path::Path;
 
 use http::Request;
 use rustix::process::Signal;
-use sidebearer::app::reload::Watch;
+use sidebearer::app::reload::{Files, Watch};
 use sidebearer::app::{self, App, Authority, Options};
 use sidebearer::clock::Clock;
-use sidebearer::config;
 use sidebearer::events::Reload;
 use sidebearer::names::UserName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -196,11 +195,11 @@ async fn watched(folder: &Path, text: &str) -> (App, Watch) {
     log::watch();
     let path = folder.join("proxy.yaml");
     std::fs::write(&path, text).unwrap();
-    let settings = config::load(&path).unwrap();
+    let (files, settings) = Files::load(&path).await.unwrap();
     let authority = Authority::Fresh(folder.join("ca"));
     let options = Options { user: UserName::default(), authority, clock: Clock::system() };
     let app = app::build(&settings, options).await.unwrap();
-    let watch = Watch::new(&path, app.reloader());
+    let watch = Watch::new(files, app.reloader());
     (app, watch)
 }
 

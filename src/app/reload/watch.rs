@@ -12,7 +12,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::Instant;
 
 use super::Reloader;
-use crate::config::{self, Reading};
+use crate::config::{self, ConfigError, Reading, Settings};
 use crate::events::Reload;
 use crate::files;
 use crate::systemd;
@@ -29,28 +29,90 @@ const TRIES: usize = 5;
 /// What files contain, or why they cannot be read.
 type Print = [u8; 32];
 
-/// Watches a configuration's file, and those that it names.
-pub struct Watch {
+/// A configuration's file, and those that it names.
+pub struct Files {
     config: PathBuf,
-    reloader: Reloader,
-    files: BTreeSet<PathBuf>,
+    all: BTreeSet<PathBuf>,
     /// What they contained when they were read for the last time.
     read: Option<Print>,
+}
+
+impl Files {
+    /// Reads a configuration for the first time.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub async fn load(config: &Path) -> Result<(Self, Settings), ConfigError> {
+        let mut files = Self { config: config.to_owned(), all: BTreeSet::new(), read: None };
+        let first = files.reading().await;
+        files.all = files.named(&first);
+        if files.are_there_to_stay().await {
+            if let Ok((print, reading)) = files.steady().await {
+                files.read = Some(print);
+                return reading.settings.map(|settings| (files, settings));
+            }
+        } else {
+            // What comes through a pipe comes once.
+            files.read = Some(files.print().await);
+        }
+        first.settings.map(|settings| (files, settings))
+    }
+
+    /// Reads the configuration until nothing has changed while it was read.
+    async fn steady(&mut self) -> io::Result<(Print, Reading)> {
+        for _ in 0..TRIES {
+            let before = self.print().await;
+            let reading = self.reading().await;
+            let mut all = self.named(&reading);
+            if reading.settings.is_err() {
+                // Of a text with a mistake it may not be known what it names.
+                all.append(&mut self.all.clone());
+            }
+            let known = std::mem::replace(&mut self.all, all) == self.all;
+            if known && self.print().await == before {
+                return Ok((before, reading));
+            }
+        }
+        Err(io::Error::other("the configuration's files change while they are read"))
+    }
+
+    async fn reading(&self) -> Reading {
+        let config = self.config.clone();
+        blocking(move || config::read(&config)).await
+    }
+
+    fn named(&self, reading: &Reading) -> BTreeSet<PathBuf> {
+        reading.files.iter().chain([&self.config]).cloned().collect()
+    }
+
+    async fn are_there_to_stay(&self) -> bool {
+        let files = self.all.clone();
+        blocking(move || !files.iter().any(|path| path.metadata().is_ok_and(|about| !about.is_file()))).await
+    }
+
+    /// What the files contain now, and who can read them.
+    async fn print(&self) -> Print {
+        let files = self.all.clone();
+        blocking(move || print(&files)).await
+    }
+}
+
+/// Watches a configuration's files for a running sidecar.
+pub struct Watch {
+    files: Files,
+    reloader: Reloader,
     /// What they contained at the last look.
     seen: Option<Print>,
     /// Files that could not take effect, when they are tried again, and how long they rested.
     rests: Option<(Print, Instant, Duration)>,
     /// Why it was refused, if it was.
     refused: Option<String>,
-    /// Whether nothing has been read but at the start.
-    first: bool,
 }
 
 impl Watch {
-    /// For a sidecar that was started with this file.
-    pub fn new(config: &Path, reloader: Reloader) -> Self {
-        let (config, files) = (config.to_owned(), BTreeSet::from([config.to_owned()]));
-        Self { config, reloader, files, read: None, seen: None, rests: None, refused: None, first: true }
+    /// For a sidecar that was started with these.
+    pub fn new(files: Files, reloader: Reloader) -> Self {
+        Self { files, reloader, seen: None, rests: None, refused: None }
     }
 
     /// Why the files are not in effect, where they are not.
@@ -82,25 +144,25 @@ impl Watch {
 
     /// Reloads what has changed and stays as it is: of a file that is being written there is only a part.
     pub async fn look(&mut self) {
-        let now = self.print().await;
+        let now = self.files.print().await;
         let stays = self.seen.replace(now) == Some(now);
         let rests = self.rests.is_some_and(|(print, until, _)| print == now && Instant::now() < until);
-        if stays && !rests && self.read != Some(now) {
+        if stays && !rests && self.files.read != Some(now) {
             self.reload(false).await;
         }
     }
 
     /// Reads it all and has it take effect; `asked` when somebody wants to know what comes of it.
     pub async fn reload(&mut self, asked: bool) {
-        let (print, reading) = match self.steady().await {
+        let (print, reading) = match self.files.steady().await {
             Ok(steady) => steady,
             Err(error) => return self.tell(Err(error.to_string()), asked),
         };
-        self.read = Some(print);
+        self.files.read = Some(print);
         let outcome = match reading.settings {
             Ok(settings) => self.reloader.reload(settings).await.map_err(|error| {
                 // What failed may not be in the files: the store, a folder. It is tried again.
-                self.read = None;
+                self.files.read = None;
                 self.rest(print);
                 format!("{error}\nhint: {}", error.hint())
             }),
@@ -116,32 +178,9 @@ impl Watch {
         self.rests = Some((print, Instant::now() + rest, rest));
     }
 
-    /// Reads the configuration until nothing has changed while it was read.
-    async fn steady(&mut self) -> io::Result<(Print, Reading)> {
-        for _ in 0..TRIES {
-            let before = self.print().await;
-            let config = self.config.clone();
-            let reading = blocking(move || config::read(&config)).await;
-            let mut files = BTreeSet::from([self.config.clone()]);
-            files.extend(reading.files.iter().cloned());
-            if reading.settings.is_err() {
-                // Of a text with a mistake it may not be known what it names.
-                files.append(&mut self.files.clone());
-            }
-            let known = std::mem::replace(&mut self.files, files) == self.files;
-            if known && self.print().await == before {
-                return Ok((before, reading));
-            }
-        }
-        Err(io::Error::other("the configuration's files change while they are read"))
-    }
-
     fn tell(&mut self, outcome: Result<Reload, String>, asked: bool) {
-        let first = std::mem::take(&mut self.first);
         let events = &self.reloader.inner.lasting.events;
         match outcome {
-            // What was read at the start is read once more, since it may have changed meanwhile.
-            Ok(Reload::Unchanged) if first && !asked => {}
             Ok(reload) => {
                 self.refused = None;
                 events.reloaded(&reload);
@@ -157,23 +196,18 @@ impl Watch {
             }
         }
     }
+}
 
-    /// What the files contain now, and who can read them.
-    async fn print(&self) -> Print {
-        let files = self.files.clone();
-        blocking(move || {
-            let mut print = Sha256::new();
-            for path in &files {
-                print.update(path.as_os_str().as_encoded_bytes());
-                match contents(path) {
-                    Ok(contents) => print.update(contents),
-                    Err(error) => print.update(error.to_string()),
-                }
-            }
-            print.finalize().into()
-        })
-        .await
+fn print(files: &BTreeSet<PathBuf>) -> Print {
+    let mut print = Sha256::new();
+    for path in files {
+        print.update(path.as_os_str().as_encoded_bytes());
+        match contents(path) {
+            Ok(contents) => print.update(contents),
+            Err(error) => print.update(error.to_string()),
+        }
     }
+    print.finalize().into()
 }
 
 /// The hash of what is in a file, as far as anybody would read it, and of whether others can: such a secret is refused.
