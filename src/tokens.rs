@@ -39,7 +39,7 @@ use crate::oauth::{Grant, Provider, Target};
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::upstream::{CallError, Calls, Reply};
-use known::{Known, Providers};
+use known::{Known, Providers, Targets};
 use slot::{Slot, State};
 
 pub use grants::{Authorizer, GrantError, Granted, Proof};
@@ -57,6 +57,8 @@ pub struct Tokens {
 struct Inner {
     /// Those of the configuration of this moment, at which tokens are renewed.
     current: ArcSwap<Providers>,
+    /// Those of every configuration that there was.
+    targets: Targets,
     slots: DashMap<Key, Arc<Slot>>,
     /// Those that may be of no use soon: a million good tokens are not looked at for the sake of these.
     waning: Mutex<HashSet<Key>>,
@@ -250,6 +252,7 @@ impl Tokens {
         count_from_zero(&providers, &events);
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
             current: ArcSwap::new(providers.clone()),
+            targets: Targets::of(&providers),
             slots: DashMap::new(),
             waning: Mutex::default(),
             store,
@@ -269,13 +272,20 @@ impl Tokens {
         let before = self.inner.current.load_full();
         let providers = Arc::new(known::providers(providers, &before));
         count_from_zero(&providers, &self.inner.events);
+        self.inner.targets.include(&providers);
         self.inner.current.store(providers.clone());
         // After that: what fails from now on, failed as it is configured now.
         for slot in &self.inner.slots {
             let of = |providers: &Providers| providers.get(&slot.key.provider).map(Arc::as_ptr);
-            if of(&providers) != of(&before) {
-                slot.reconsider();
+            if of(&providers) == of(&before) {
+                continue;
             }
+            if known::gives(&before, &slot.key).is_none() && known::gives(&providers, &slot.key).is_some() {
+                // Nobody has renewed it since, and its grant may be another one.
+                slot.doubt();
+                self.inner.wanes(&slot.key);
+            }
+            slot.reconsider();
         }
         Self { inner: self.inner.clone(), providers }
     }
@@ -408,11 +418,18 @@ impl Inner {
         self.slots.entry(key.clone()).or_insert_with(new).clone()
     }
 
-    /// The slot of a user or of the client, if there is one.
-    fn slot_of(&self, provider: &ProviderName, subject: &Subject) -> Option<Arc<Slot>> {
-        let target = self.current.load().get(provider)?.target.clone();
-        let key = Key { provider: provider.clone(), subject: subject.clone(), target };
-        self.slots.get(&key).map(|slot| slot.clone())
+    /// The slots of a user or of the client, whatever they are good for: of configurations that are gone, too.
+    fn slots_of(&self, provider: &ProviderName, subject: &Subject) -> Vec<Arc<Slot>> {
+        let key = |target| Key { provider: provider.clone(), subject: subject.clone(), target };
+        let slots = self.targets.of_provider(provider).into_iter();
+        slots.filter_map(|target| self.slots.get(&key(target)).map(|slot| slot.clone())).collect()
+    }
+
+    /// The grant of a user is gone or another one, and with it every token of it.
+    fn forget_all(&self, provider: &ProviderName, subject: &Subject) {
+        for slot in self.slots_of(provider, subject) {
+            self.forget(&slot);
+        }
     }
 
     /// The grant of a slot is gone, and its token with it.

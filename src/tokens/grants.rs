@@ -256,7 +256,7 @@ impl Tokens {
     async fn reconcile(&self, change: &Change) -> Result<(), StoreError> {
         let mut slots: Vec<Arc<Slot>> = match change {
             Change::Anything => self.inner.slots.iter().map(|slot| slot.value().clone()).collect(),
-            Change::Of(provider, subject) => self.inner.slot_of(provider, subject).into_iter().collect(),
+            Change::Of(provider, subject) => self.inner.slots_of(provider, subject),
         };
         slots.retain(|slot| slot.key.subject != Subject::Client);
         let names = |slot: &Slot| (slot.key.provider.clone(), slot.key.subject.clone());
@@ -284,6 +284,10 @@ impl Tokens {
     /// Another process has stored a newer grant than the one that brought the token at hand.
     async fn take_over(&self, slot: &Arc<Slot>, stored: u64) {
         let Key { provider, subject, .. } = &slot.key;
+        if self.inner.renewing(&slot.key).is_none() {
+            // Of a configuration that is gone: nobody renews it until that comes back.
+            return self.inner.forget(slot);
+        }
         let row = self.inner.store.grant(provider, subject).await;
         if row.is_ok_and(|row| row.is_some_and(|row| self.is_no_use(&row, &slot.key))) {
             // To renew it for this one would be news to that process in turn, and so on for ever: only a request that
@@ -354,6 +358,9 @@ impl Inner {
         let took = self.clock.now().instant - asked.sent.instant;
         let slot = self.slot(key);
         slot.granted(known.token(&asked, generation));
+        for other in self.slots_of(&key.provider, &key.subject).iter().filter(|other| !Arc::ptr_eq(other, &slot)) {
+            self.forget(other);
+        }
         if let Some(at) = slot.lock().next_renewal(self.clock.now()) {
             self.schedule.at(&slot, at);
         }
@@ -401,7 +408,8 @@ impl Inner {
             let token = stored.and_then(|row| row.access).map(|access| access.token);
             if token.as_ref() == Some(&asked.answer.access_token) {
                 tracing::info!(provider = %key.provider, subject = %key.subject, "the new grant was stored after all");
-                inner.slot(&key).awake();
+                // What is at hand is of the grant before it.
+                inner.forget_all(&key.provider, &key.subject);
             } else {
                 inner.give_back(&known, &asked).await;
             }
@@ -415,9 +423,7 @@ impl Inner {
 
     async fn disconnect(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Revocation>, StoreError> {
         let removed = self.store.remove(provider, subject).await?;
-        if let Some(slot) = self.slot_of(provider, subject) {
-            self.forget(&slot);
-        }
+        self.forget_all(provider, subject);
         let Some(removed) = removed else { return Ok(None) };
         let key = (provider.clone(), subject.clone());
         self.tell_of(key, TokenChange::Disconnected);

@@ -1,7 +1,7 @@
 //! A provider as tokens know it: where it is, and how it is asked for a token.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, Semaphore};
@@ -49,6 +49,37 @@ pub(super) fn providers(all: &[Arc<Provider>], before: &Providers) -> Providers 
         (provider.name.clone(), known)
     };
     all.iter().map(known).collect()
+}
+
+/// What tokens of each provider are good for, in this configuration and in those before it: as long as anybody knows.
+#[derive(Default)]
+pub(super) struct Targets(Mutex<HashMap<ProviderName, Vec<Weak<Target>>>>);
+
+impl Targets {
+    pub(super) fn of(providers: &Providers) -> Self {
+        let targets = Self::default();
+        targets.include(providers);
+        targets
+    }
+
+    /// Includes those of one more configuration.
+    pub(super) fn include(&self, providers: &Providers) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, known) in providers {
+            let of_provider = all.entry(name.clone()).or_default();
+            of_provider.retain(|target| target.strong_count() > 0);
+            let target = Arc::downgrade(&known.target);
+            if !of_provider.iter().any(|there| there.ptr_eq(&target)) {
+                of_provider.push(target);
+            }
+        }
+    }
+
+    /// All of one provider, each once.
+    pub(super) fn of_provider(&self, provider: &ProviderName) -> HashSet<Arc<Target>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(provider).into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// Where a provider's tokens come from.

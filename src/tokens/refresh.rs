@@ -561,7 +561,7 @@ async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
     }
     if put == Put::Gone {
         // Nobody told of the removal while the flight was under way.
-        slot.forget();
+        inner.forget_all(provider, subject);
     }
     // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
     let known = inner.current.load().get(provider).cloned();

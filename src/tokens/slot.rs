@@ -160,6 +160,11 @@ impl Slot {
         self.changed.notify_waiters();
     }
 
+    /// What is at hand is to be held against the store before it serves: there is none until then.
+    pub(super) fn doubt(&self) {
+        self.lock().token = None;
+    }
+
     /// There is a grant in the store now: what was missing is to be looked for again.
     pub(super) fn awake(&self) {
         self.lock().rest = None;

@@ -28,7 +28,7 @@ async fn world() -> World {
 }
 
 /// A user consents, in a sidecar of this or of another process.
-async fn consent(world: &World, tokens: &Tokens, key: &Key) -> Result<(), GrantError> {
+pub(super) async fn consent(world: &World, tokens: &Tokens, key: &Key) -> Result<(), GrantError> {
     consent_to(world, tokens, key, &[], CONSENTED).await.map(|_| ())
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::grants::consent;
 use super::server::{Act, token};
 use super::world::{Got, World, pass, provider};
 use crate::oauth::Grant;
@@ -141,4 +142,64 @@ async fn a_provider_that_comes_back_has_its_tokens() {
     world.reconfigure(|_| {});
     assert_eq!(token(&world.bearer_at_once(&key).await), token(&first));
     assert_eq!((asked.elapsed(), world.server.calls()), (Duration::ZERO, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_disconnects_a_provider_that_is_not_configured_stays_disconnected_when_it_comes_back() {
+    // TOK-038, TOK-045
+    let mut world = World::new().await;
+    let key = world.connect("alice").await;
+    world.bearer(&key).await;
+    let without = world.tokens.reconfigured(&[]);
+    without.disconnect(&key.provider, &key.subject).await.unwrap();
+    world.reconfigure(|_| {});
+    assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
+    // Nor where another process removes it, of which nobody tells.
+    world.connect("alice").await;
+    pass(1.0).await;
+    world.bearer(&key).await;
+    let _ = world.tokens.reconfigured(&[]);
+    world.store.remove(&key.provider, &key.subject).await.unwrap();
+    world.reconfigure(|_| {});
+    assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "not_connected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_comes_back_brings_no_token_of_a_grant_that_is_gone() {
+    // TOK-038, TOK-045: the tokens for its scopes have stayed in memory.
+    for disconnects in [true, false] {
+        let mut world = World::of(vec![provider("acme", Grant::AuthorizationCode)]).await;
+        let key = world.connect("alice").await;
+        world.bearer(&key).await;
+        world.reconfigure(|provider| provider.target.scopes = vec!["more".into()]);
+        if disconnects {
+            world.tokens.disconnect(&key.provider, &key.subject).await.unwrap();
+        } else {
+            consent(&world, &world.tokens, &world.key("alice")).await.unwrap();
+        }
+        let slots = world.tokens.inner.slots_of(&key.provider, &key.subject);
+        assert!(slots.iter().all(|slot| slot.key != key || slot.generation().is_none()));
+        world.reconfigure(|provider| provider.target.scopes = vec![]);
+        let error = world.tokens.bearer(&key).await.unwrap_err();
+        // The server knows nothing of the refresh token that its answer to the code was made up with: that it was asked
+        // shows that the new grant is used.
+        assert_eq!(error.code(), if disconnects { "not_connected" } else { "reauthorize" });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_another_process_has_replaced_is_gone_for_every_configuration() {
+    let mut world = World::new().await;
+    let key = world.connect("alice").await;
+    world.bearer(&key).await;
+    let follower = world.tokens.clone();
+    let following = tokio::spawn(async move { follower.follow_changes().await });
+    pass(1.0).await;
+    world.reconfigure(|provider| provider.target.scopes = vec!["more".into()]);
+    let sibling = world.sibling().await;
+    assert!(sibling.disconnect(&key.provider, &key.subject).await.unwrap().is_some());
+    pass(1.0).await;
+    let slots = world.tokens.inner.slots_of(&key.provider, &key.subject);
+    assert!(!slots.is_empty() && slots.iter().all(|slot| slot.generation().is_none()));
+    following.abort();
 }
