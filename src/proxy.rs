@@ -464,7 +464,9 @@ impl Proxy {
                 record.caller(&tunnel.caller);
                 target::agrees(&request, &tunnel.origin.authority)?;
                 self.in_the_clear(&tunnel.origin)?;
-                (tunnel.origin.clone(), self.admit_again(&tunnel)?)
+                let caller = self.admit_again(&tunnel)?;
+                record.caller(&caller);
+                (tunnel.origin.clone(), caller)
             }
             Arrival::Proxy(entrance, next) => {
                 let target = Target::of(&request)?;

@@ -9,7 +9,7 @@ use crate::world::server::raw;
 use crate::world::{Setup, To, World};
 
 /// The lines, once the world has ended: field by field, as one text each.
-async fn ended(mut world: World, fields: &[&str]) -> Vec<String> {
+pub(crate) async fn ended(mut world: World, fields: &[&str]) -> Vec<String> {
     world.begins_to_stop();
     assert_eq!(world.ends().await, Drained::Clean);
     told(&world, fields)

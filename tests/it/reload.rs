@@ -13,6 +13,7 @@ use sidebearer::names::UserName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::audit::ended;
 use crate::world::agent::Reply;
 use crate::world::answer::{Filler, Gate, usual};
 use crate::world::program::{Home, Running};
@@ -120,6 +121,23 @@ async fn whoever_came_before_there_were_agents_has_to_show_who_they_are() {
     world.reloads(&[("drain: 5s", &format!("drain: 5s\n{AGENTS}"))]).await;
     assert_eq!(get(&mut tunnel, "api.test").await.code(), "no_longer_admitted");
     assert_eq!(get(&mut agents_tunnel(&world).await, "api.test").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_written_down_names_whoever_a_tunnel_acts_for_now() {
+    // LST-009
+    let of = |user: &str| format!("[{{address: '127.0.0.1:0', user: {user}}}]");
+    let mut world = Setup::new().listen(&of("alice")).top("audit: {file: 'FOLDER/audit'}").start().await;
+    let mut tunnel = world.api_connection().await;
+    for user in ["alice", "bob"] {
+        if user == "bob" {
+            world.reloads(&[(&of("alice"), &of(user))]).await;
+        }
+        assert_eq!(get(&mut tunnel, "api.test").await.status, 200);
+        assert_eq!(world.request_told().user.unwrap().as_str(), user);
+    }
+    drop(tunnel);
+    assert_eq!(ended(world, &["user"]).await, ["alice", "bob"]);
 }
 
 #[tokio::test]
