@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::names::{ProviderName, Subject, UserName};
+use crate::oauth::registration::Registration;
 use crate::oauth::{Grant, Provider};
-use crate::store::{Row, State, Store, StoreError};
+use crate::store::{PROVIDER_CHANGED, Row, State, Store, StoreError};
 
 /// What is said of one provider and user.
 #[derive(Debug, Clone)]
@@ -70,7 +71,9 @@ impl Connection {
                 return Self { todo, ..Self::empty(provider, title, subject, state, reason, by_consent) };
             }
         };
-        let (state, reason, todo) = match row.state {
+        let is_its = known.is_none_or(|known| row.is_of(Registration::of(known)));
+        let changed = State::Reauthorize { reason: PROVIDER_CHANGED.into() };
+        let (state, reason, todo) = match if is_its { row.state } else { changed } {
             State::Connected => ("connected", None, String::new()),
             State::Reauthorize { reason } if by_consent => {
                 ("reauthorize", Some(reason), format!("`sidebearer connect {provider} --user {subject}`"))

@@ -23,9 +23,10 @@ use crate::connections::spoken;
 use crate::links::{Invitation, Links};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::authorization::{self, Outcome};
+use crate::oauth::registration::Registration;
 use crate::oauth::{Grant, Provider, is_scope, pkce, union};
 use crate::secret::Secret;
-use crate::store::{Flow, Most, State, Store, StoreError, Taken};
+use crate::store::{Flow, Most, PROVIDER_CHANGED, State, Store, StoreError, Taken};
 use crate::tokens::{GrantError, Granted, Proof, Tokens};
 use crate::web::Browser;
 
@@ -163,6 +164,9 @@ pub enum ConsentError {
     /// It began in another browser.
     #[error("the consent began in another browser")]
     OtherBrowser,
+    /// The provider is configured as another server or client since it began.
+    #[error("the provider was configured anew while the consent was under way")]
+    ProviderChanged,
     /// Another authorization server answered (RFC 9207 section 2.4).
     #[error("another server answered than the one that was asked")]
     IssuerMismatch,
@@ -200,6 +204,7 @@ impl ConsentError {
             ConsentError::CodeExpired => "code_expired",
             ConsentError::StateUsed => "state_used",
             ConsentError::OtherBrowser => "other_browser",
+            ConsentError::ProviderChanged => PROVIDER_CHANGED,
             ConsentError::IssuerMismatch => "issuer_mismatch",
             ConsentError::IssuerMissing => "issuer_missing",
             ConsentError::Refused { error, .. } => error,
@@ -232,7 +237,8 @@ impl ConsentError {
             ConsentError::StateUnknown
             | ConsentError::StateExpired
             | ConsentError::StateUsed
-            | ConsentError::OtherBrowser => {
+            | ConsentError::OtherBrowser
+            | ConsentError::ProviderChanged => {
                 "start again, with the link that you were given or from the dashboard".into()
             }
             ConsentError::CodeExpired => "start again, and enter the new code in time".into(),
@@ -273,6 +279,9 @@ struct Kept {
     browser: Option<String>,
     issuer: Option<String>,
     names_itself: bool,
+    /// At which server, and of which client; none in one that an older version began.
+    #[serde(default)]
+    registration: Option<String>,
     /// Seconds since 1970.
     began: u64,
 }
@@ -375,6 +384,7 @@ impl Consent {
             browser: browser.map(Browser::binding),
             issuer: authorizer.issuer,
             names_itself: authorizer.names_itself,
+            registration: Some(Registration::of(&plan.provider).to_string()),
             began: seconds(now),
         };
         let content = Secret::new(serde_json::to_string(&kept).expect("a flow is JSON"));
@@ -411,6 +421,11 @@ impl Consent {
         };
         let kept: Kept = serde_json::from_str(flow.content.expose()).map_err(|_| ConsentError::StateUnknown)?;
         let provider = self.provider(&kept.provider)?;
+        let registration = Registration::of(&provider).to_string();
+        if kept.registration.as_ref().is_some_and(|its| *its != registration) {
+            // Its code is another server's, and shown to none but that.
+            return Err(ConsentError::ProviderChanged);
+        }
         if kept.browser != browser {
             return Err(ConsentError::OtherBrowser);
         }

@@ -6,6 +6,7 @@ pub mod device;
 pub mod grant;
 pub mod metadata;
 pub mod pkce;
+pub mod registration;
 pub mod wire;
 
 use std::str::FromStr;

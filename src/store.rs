@@ -36,7 +36,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::ClientConfig;
 use tempfile::TempPath;
 
-use self::engine::{Changes, Count, Engine, FlowRecord, Held, Intended, Names, Owner};
+use self::engine::{Changes, Count, Engine, FlowRecord, Gone, Held, Intended, Names, Owner};
 use self::key::Keyring;
 use self::postgres::{Postgres, ServerUrl};
 use self::record::{KEY_CHECK, Sealer, flow_place, from_milliseconds, hex, own_place, to_milliseconds};
@@ -45,6 +45,7 @@ use self::timed::Timed;
 use crate::metrics::Metrics;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
+use crate::oauth::registration::Registration;
 use crate::secret::Secret;
 
 pub use engine::Change;
@@ -57,6 +58,9 @@ pub struct Store {
     engine: Arc<dyn Engine>,
     sealer: Sealer,
 }
+
+/// Why a grant is no use whose provider is configured as another server or client since.
+pub const PROVIDER_CHANGED: &str = "provider_changed";
 
 /// One grant: what a provider gave for one subject. Times are kept to the millisecond.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +81,8 @@ pub struct Row {
     pub granted_scopes: Option<Vec<String>>,
     /// Scopes that the user has consented to besides those of the target, sorted.
     pub further_scopes: Vec<String>,
+    /// At which server and of which client it was obtained, where that is known.
+    pub registration: Option<Registration>,
     /// Whether it can be renewed.
     pub state: State,
     /// Set while a refresh token may be on its way to the provider (SEMANTICS C12, C14).
@@ -99,11 +105,17 @@ impl Row {
             access: None,
             granted_scopes: None,
             further_scopes: Vec::new(),
+            registration: None,
             state: State::Connected,
             intent: None,
             renewed_at: None,
             stored_at,
         }
+    }
+
+    /// Whether it is of this server and client, as far as is known.
+    pub fn is_of(&self, registration: Registration) -> bool {
+        self.registration.is_none_or(|its| its == registration)
     }
 
     /// Whether both are of one grant, however often it was renewed in between.
@@ -167,6 +179,8 @@ pub struct Removed {
     pub refresh_token: Option<Secret>,
     /// The token in use.
     pub access_token: Option<Secret>,
+    /// At which server and of which client they were obtained, where that is known.
+    pub registration: Option<Registration>,
 }
 
 /// A consent that has begun in a browser and not ended (RFC 6749 section 4.1).
@@ -343,12 +357,15 @@ impl Store {
     /// When it cannot be removed.
     pub async fn remove(&self, provider: &ProviderName, subject: &Subject) -> Result<Option<Removed>, StoreError> {
         let names = names(provider, subject);
-        let Some([refresh_token, access_token]) = self.engine.remove(&names).await? else { return Ok(None) };
+        let Some(Gone { target, refresh_token, access_token }) = self.engine.remove(&names).await? else {
+            return Ok(None);
+        };
         let open = |column, sealed: Option<Vec<u8>>| {
             sealed.and_then(|sealed| self.sealer.open(names.place(column), &sealed).ok())
         };
         let refresh_token = open(record::REFRESH_TOKEN, refresh_token);
-        Ok(Some(Removed { refresh_token, access_token: open(record::ACCESS_TOKEN, access_token) }))
+        let access_token = open(record::ACCESS_TOKEN, access_token);
+        Ok(Some(Removed { refresh_token, access_token, registration: record::registration(&target) }))
     }
 
     /// The generations of those of these grants that are there: what has changed since, at a glance.

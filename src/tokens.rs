@@ -34,6 +34,7 @@ use crate::drain::Drain;
 use crate::events::{self, Events, TokenChange};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::grant::TokenRequest;
+use crate::oauth::registration::Registration;
 use crate::oauth::wire::BODY_LIMIT;
 use crate::oauth::{Grant, Provider, Target};
 use crate::secret::Secret;
@@ -79,6 +80,8 @@ pub struct Key {
     pub subject: Subject,
     /// The scopes, audience and resources.
     pub target: Arc<Target>,
+    /// At which server, and of which client there.
+    pub registration: Registration,
 }
 
 /// A token ready for a request.
@@ -304,7 +307,7 @@ impl Tokens {
             Grant::ClientCredentials => Subject::Client,
             Grant::RefreshToken | Grant::AuthorizationCode => Subject::User(user.clone()),
         };
-        Some(Key { provider: provider.clone(), subject, target: known.target.clone() })
+        Some(known.key(subject))
     }
 
     /// The provider behind a key.
@@ -420,9 +423,12 @@ impl Inner {
 
     /// The slots of a user or of the client, whatever they are good for: of configurations that are gone, too.
     fn slots_of(&self, provider: &ProviderName, subject: &Subject) -> Vec<Arc<Slot>> {
-        let key = |target| Key { provider: provider.clone(), subject: subject.clone(), target };
-        let slots = self.targets.of_provider(provider).into_iter();
-        slots.filter_map(|target| self.slots.get(&key(target)).map(|slot| slot.clone())).collect()
+        let key = |(target, registration)| {
+            let (provider, subject) = (provider.clone(), subject.clone());
+            Key { provider, subject, target, registration }
+        };
+        let keys = self.targets.of_provider(provider).into_iter().map(key);
+        keys.filter_map(|key| self.slots.get(&key).map(|slot| slot.clone())).collect()
     }
 
     /// The grant of a user is gone or another one, and with it every token of it.

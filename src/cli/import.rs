@@ -9,6 +9,7 @@ use super::CliError;
 use crate::app;
 use crate::config::Settings;
 use crate::names::{ProviderName, Subject, UserName};
+use crate::oauth::registration::Registration;
 use crate::oauth::{Grant, Provider};
 use crate::secret::Secret;
 use crate::store::Row;
@@ -29,7 +30,8 @@ pub(super) async fn import(
     let subject = Subject::User(user);
     let row = Row::new(name.clone(), subject.clone(), provider.target.clone(), SystemTime::now());
     // A sidecar may renew the old grant at this moment; then this one comes after it.
-    store.replace(Row { refresh_token: Some(refresh_token), ..row }).await?;
+    let registration = Some(Registration::of(provider));
+    store.replace(Row { refresh_token: Some(refresh_token), registration, ..row }).await?;
     anstream::println!("stored the refresh token of `{subject}` for `{name}`; the next call uses it");
     Ok(0)
 }

@@ -53,7 +53,7 @@ pub(super) trait Engine: Send + Sync + 'static {
     async fn replace(&self, record: &Record) -> Result<u64>;
 
     /// Removes a grant, remembers its generation, and gives what was sealed in it: refresh token, access token.
-    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>>;
+    async fn remove(&self, names: &Names) -> Result<Option<Gone>>;
 
     /// Writes an intent if the stored generation is `generation`, and `owner` still holds the lease.
     async fn intend(&self, names: &Names, generation: u64, intent: &IntentRecord, owner: Owner) -> Result<Intended>;
@@ -153,6 +153,14 @@ pub(super) enum Intended {
     Moved,
     /// The lease has gone to another one, or its time has passed.
     LeaseLost,
+}
+
+/// What was in a grant that is no longer there, as [`Record`] has it.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub target: String,
+    pub refresh_token: Option<Vec<u8>>,
+    pub access_token: Option<Vec<u8>>,
 }
 
 /// A grant as it is kept: what is secret sealed, what is structured as JSON, times in milliseconds since 1970.

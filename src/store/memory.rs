@@ -16,8 +16,8 @@ use tokio::sync::broadcast::{self, Receiver, Sender};
 use tokio::time::Instant;
 
 use super::engine::{
-    Change, Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
-    Result, Slot, Snapshot, StateRecord, TakenRecord,
+    Change, Changes, Count, Engine, FlowRecord, Gone, Held, Intended, IntentRecord, Names, Owner, Plan, Record,
+    Resealed, Result, Slot, Snapshot, StateRecord, TakenRecord,
 };
 use super::key::Keyring;
 use super::record::{KEY_CHECK, Sealer};
@@ -234,7 +234,7 @@ impl Engine for Memory {
         .await
     }
 
-    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+    async fn remove(&self, names: &Names) -> Result<Option<Gone>> {
         let (names, tell) = (names.clone(), self.tells(names));
         self.call(move |tables| {
             let gone = tables.grants.remove(&names)?;
@@ -242,7 +242,7 @@ impl Engine for Memory {
             tables.moved.insert(names.clone(), Instant::now());
             tables.removed.insert(names, gone.generation);
             tell();
-            Some([gone.refresh_token, gone.access_token])
+            Some(Gone { target: gone.target, refresh_token: gone.refresh_token, access_token: gone.access_token })
         })
         .await
     }

@@ -30,8 +30,8 @@ use tokio_postgres::{Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::engine::{
-    Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
-    Snapshot, StateRecord, TakenRecord,
+    Changes, Count, Engine, FlowRecord, Gone, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
+    Result, Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::{Most, StoreError};
@@ -285,12 +285,15 @@ impl Engine for Postgres {
         Ok(generation.unwrap_or_default().unsigned_abs())
     }
 
-    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+    async fn remove(&self, names: &Names) -> Result<Option<Gone>> {
         let (provider, subject, news) = (names.provider.as_str(), names.subject.as_str(), self.news(names));
         let parameters: Parameters<'_> = &[(&provider, Type::TEXT), (&subject, Type::TEXT), (&news, Type::TEXT)];
         let rows = self.alone(names, REMOVE, parameters).await?;
-        let sealed = |row| Ok([self.get(row, "refresh_token")?, self.get(row, "access_token")?]);
-        rows.first().map(sealed).transpose()
+        let gone = |row| {
+            let (refresh_token, access_token) = (self.get(row, "refresh_token")?, self.get(row, "access_token")?);
+            Ok(Gone { target: self.get(row, "target")?, refresh_token, access_token })
+        };
+        rows.first().map(gone).transpose()
     }
 
     async fn intend(&self, names: &Names, generation: u64, intent: &IntentRecord, owner: Owner) -> Result<Intended> {
@@ -648,11 +651,11 @@ const REPLACE: &str = "WITH last AS (
     SELECT generation, pg_notify('sidebearer', $1) FROM written";
 
 const REMOVE: &str = "WITH gone AS (DELETE FROM sidebearer.grants WHERE provider = $1 AND subject = $2
-        RETURNING generation, refresh_token, access_token),
+        RETURNING generation, target, refresh_token, access_token),
     remembered AS (INSERT INTO sidebearer.removed SELECT $1, $2, generation FROM gone
         ON CONFLICT (provider, subject) DO UPDATE SET generation = excluded.generation),
     ended AS (DELETE FROM sidebearer.leases WHERE provider = $1 AND subject = $2)
-    SELECT refresh_token, access_token, pg_notify('sidebearer', $3) FROM gone";
+    SELECT target, refresh_token, access_token, pg_notify('sidebearer', $3) FROM gone";
 
 const PUT_SEALED: &str =
     "INSERT INTO sidebearer.sealed (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1";

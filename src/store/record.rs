@@ -10,6 +10,7 @@ use super::seal::{self, Place, Unopened};
 use super::{Access, Intent, Row, State, StoreError};
 use crate::names::Subject;
 use crate::oauth::Target;
+use crate::oauth::registration::Registration;
 use crate::secret::Secret;
 
 /// The keys, and the store whose values they seal.
@@ -42,7 +43,7 @@ impl Sealer {
         let access = row.access.as_ref();
         Ok(Record {
             generation: row.generation,
-            target: to_json(&StoredTarget::from(&row.target)),
+            target: to_json(&StoredTarget::of(row)),
             refresh_token: seal(REFRESH_TOKEN, row.refresh_token.as_ref())?,
             access_token: seal(ACCESS_TOKEN, access.map(|access| &access.token))?,
             obtained_at: access.map(|access| to_milliseconds(access.obtained_at)),
@@ -72,12 +73,14 @@ impl Sealer {
             }
         };
         let target: StoredTarget = serde_json::from_str(&record.target).map_err(|_| corrupt("target"))?;
+        let registration = target.registration.as_deref().map(str::parse).transpose();
         let scopes = |column, text: &Option<String>| {
             let list = text.as_ref().map(|text| serde_json::from_str::<Vec<String>>(text));
             list.transpose().map_err(|_| corrupt(column))
         };
         Ok(Row {
             generation: record.generation,
+            registration: registration.map_err(|_| corrupt("target"))?,
             target: target.into(),
             refresh_token,
             access,
@@ -149,18 +152,26 @@ impl From<IntentRecord> for Intent {
     }
 }
 
-/// [`Target`] as it is written down, whatever becomes of the type.
+/// [`Target`] as it is written down, whatever becomes of the type; with it, whose grant it is.
 #[derive(Serialize, Deserialize)]
 struct StoredTarget {
     scopes: Vec<String>,
     audience: Option<String>,
     resource: Vec<String>,
+    /// None in rows that are older than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registration: Option<String>,
 }
 
-impl From<&Target> for StoredTarget {
-    fn from(target: &Target) -> Self {
-        let Target { scopes, audience, resource } = target.clone();
-        Self { scopes, audience, resource }
+/// Whose grant it is, of a target as it is written down.
+pub(super) fn registration(target: &str) -> Option<Registration> {
+    serde_json::from_str::<StoredTarget>(target).ok()?.registration?.parse().ok()
+}
+
+impl StoredTarget {
+    fn of(row: &Row) -> Self {
+        let Target { scopes, audience, resource } = row.target.clone();
+        Self { scopes, audience, resource, registration: row.registration.map(|its| its.to_string()) }
     }
 }
 

@@ -18,8 +18,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use sha2::{Digest, Sha256};
 
 use super::engine::{
-    Change, Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
-    Result, Snapshot, StateRecord, TakenRecord,
+    Change, Changes, Count, Engine, FlowRecord, Gone, Held, Intended, IntentRecord, Names, Owner, Plan, Record,
+    Resealed, Result, Snapshot, StateRecord, TakenRecord,
 };
 use super::record::hex;
 use super::seal;
@@ -104,7 +104,7 @@ impl Engine for Sqlite {
         self.run(move |database| database.replace(record)).await
     }
 
-    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+    async fn remove(&self, names: &Names) -> Result<Option<Gone>> {
         let names = names.clone();
         self.run(move |database| database.remove(&names)).await
     }
@@ -313,23 +313,26 @@ impl Database {
         replace().map_err(|error| classify(&path, error))
     }
 
-    fn remove(&mut self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+    fn remove(&mut self, names: &Names) -> Result<Option<Gone>> {
         let path = self.path.clone();
         let names = [names.provider.as_str(), names.subject.as_str()];
         let mut remove = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let found = transaction.query_row(
                 "DELETE FROM grants WHERE provider = ? AND subject = ?
-                 RETURNING generation, refresh_token, access_token",
+                 RETURNING generation, target, refresh_token, access_token",
                 names,
-                |row| Ok((row.get::<_, u64>(0)?, [row.get(1)?, row.get(2)?])),
+                |row| {
+                    let gone = Gone { target: row.get(1)?, refresh_token: row.get(2)?, access_token: row.get(3)? };
+                    Ok((row.get::<_, u64>(0)?, gone))
+                },
             );
-            let Some((generation, sealed)) = found.optional()? else { return Ok(None) };
+            let Some((generation, gone)) = found.optional()? else { return Ok(None) };
             let remember = "INSERT OR REPLACE INTO removed VALUES (?, ?, ?)";
             transaction.execute(remember, params![names[0], names[1], generation])?;
             transaction.execute(FORGET_FURTHER, names)?;
             transaction.commit()?;
-            Ok(Some(sealed))
+            Ok(Some(gone))
         };
         remove().map_err(|error| classify(&path, error))
     }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::Most;
 use super::engine::{
-    Changes, Count, Engine, FlowRecord, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed, Result,
-    Snapshot, StateRecord, TakenRecord,
+    Changes, Count, Engine, FlowRecord, Gone, Held, Intended, IntentRecord, Names, Owner, Plan, Record, Resealed,
+    Result, Snapshot, StateRecord, TakenRecord,
 };
 use crate::metrics::Metrics;
 
@@ -61,7 +61,7 @@ impl Engine for Timed {
         self.timed("replace", self.engine.replace(record)).await
     }
 
-    async fn remove(&self, names: &Names) -> Result<Option<[Option<Vec<u8>>; 2]>> {
+    async fn remove(&self, names: &Names) -> Result<Option<Gone>> {
         self.timed("remove", self.engine.remove(names)).await
     }
 

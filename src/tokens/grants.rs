@@ -141,8 +141,7 @@ impl Tokens {
         further: Vec<String>,
     ) -> Result<Granted, GrantError> {
         let known = self.known(provider).map_err(GrantError::Nowhere)?;
-        let key =
-            Key { provider: provider.clone(), subject: Subject::User(user.clone()), target: known.target.clone() };
+        let key = known.key(Subject::User(user.clone()));
         let inner = self.inner.clone();
         let granting = self.inner.drain.spawn(async move { inner.grant(&known, &key, &proof, further).await });
         granting.await.unwrap_or_else(|_| Err(GrantError::Nowhere("the consent broke off".into())))
@@ -306,7 +305,7 @@ impl Tokens {
     fn is_no_use(&self, row: &Row, key: &Key) -> bool {
         let now = self.inner.clock.now();
         let is_over = |access| !Token::stored(access, row.generation, now, Duration::ZERO).lives(now);
-        row.target != *key.target || row.access.as_ref().is_some_and(is_over)
+        row.target != *key.target || !row.is_of(key.registration) || row.access.as_ref().is_some_and(is_over)
     }
 
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {
@@ -340,6 +339,7 @@ impl Inner {
             access: Some(known.access(&asked)),
             granted_scopes: answer.scopes.clone(),
             further_scopes: further.clone(),
+            registration: Some(known.registration),
             renewed_at: Some(asked.sent.wall),
             ..Row::new(key.provider.clone(), key.subject.clone(), (*key.target).clone(), asked.sent.wall)
         };
@@ -433,6 +433,10 @@ impl Inner {
             (None, None) => None,
         };
         let revocation = match (self.current.load().get(provider).cloned(), token) {
+            // It is given back where it is from, and shown nowhere else.
+            (Some(known), _) if removed.registration.is_some_and(|its| its != known.registration) => {
+                Revocation::Failed("it is of another server or client than is configured".into())
+            }
             (Some(known), Some((token, renews))) => known.revoke(&*self.servers, token, renews).await,
             (None, _) => Revocation::Failed("it is no longer configured".into()),
             (_, None) => Revocation::Failed("what is stored of it does not open".into()),

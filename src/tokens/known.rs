@@ -13,6 +13,7 @@ use crate::clock::{Clock, Now};
 use crate::names::{ProviderName, Subject};
 use crate::oauth::grant::{self, Ask};
 use crate::oauth::metadata::{self, Metadata};
+use crate::oauth::registration::{Registration, server};
 use crate::oauth::wire::{self, Answer, Failure};
 use crate::oauth::{Endpoint, Provider, Target};
 use crate::secret::Secret;
@@ -30,7 +31,9 @@ pub(super) type Providers = HashMap<ProviderName, Arc<Known>>;
 /// The provider that gives tokens of this key, as it is configured here.
 pub(super) fn gives<'a>(providers: &'a Providers, key: &Key) -> Option<&'a Arc<Known>> {
     let gives = |known: &&Arc<Known>| {
-        known.target == key.target && known.provider.grant.is_for_users() == (key.subject != Subject::Client)
+        let is_for_users = known.provider.grant.is_for_users();
+        (&known.target, known.registration) == (&key.target, key.registration)
+            && is_for_users == (key.subject != Subject::Client)
     };
     providers.get(&key.provider).filter(gives)
 }
@@ -39,11 +42,11 @@ pub(super) fn gives<'a>(providers: &'a Providers, key: &Key) -> Option<&'a Arc<K
 pub(super) fn providers(all: &[Arc<Provider>], before: &Providers) -> Providers {
     // Two clients of one server share its turns, one that was configured before too.
     let mut turns: HashMap<Option<Url>, Arc<Turns>> =
-        before.values().map(|known| (server(&known.provider), known.turns.clone())).collect();
+        before.values().map(|known| (server(&known.provider).cloned(), known.turns.clone())).collect();
     let known = |provider: &Arc<Provider>| {
         let same = before.get(&provider.name).filter(|known| known.provider == *provider).cloned();
         let known = same.unwrap_or_else(|| {
-            let turns = turns.entry(server(provider)).or_default().clone();
+            let turns = turns.entry(server(provider).cloned()).or_default().clone();
             Arc::new(Known::new(provider.clone(), turns))
         });
         (provider.name.clone(), known)
@@ -51,9 +54,12 @@ pub(super) fn providers(all: &[Arc<Provider>], before: &Providers) -> Providers 
     all.iter().map(known).collect()
 }
 
-/// What tokens of each provider are good for, in this configuration and in those before it: as long as anybody knows.
+/// What tokens of each provider are good for and whose they are, in this configuration and in those before it: as long as
+/// anybody knows.
 #[derive(Default)]
-pub(super) struct Targets(Mutex<HashMap<ProviderName, Vec<Weak<Target>>>>);
+pub(super) struct Targets(Mutex<HashMap<ProviderName, Vec<Whose>>>);
+
+type Whose = (Weak<Target>, Registration);
 
 impl Targets {
     pub(super) fn of(providers: &Providers) -> Self {
@@ -67,30 +73,27 @@ impl Targets {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, known) in providers {
             let of_provider = all.entry(name.clone()).or_default();
-            of_provider.retain(|target| target.strong_count() > 0);
+            of_provider.retain(|(target, _)| target.strong_count() > 0);
             let target = Arc::downgrade(&known.target);
-            if !of_provider.iter().any(|there| there.ptr_eq(&target)) {
-                of_provider.push(target);
+            if !of_provider.iter().any(|(there, _)| there.ptr_eq(&target)) {
+                of_provider.push((target, known.registration));
             }
         }
     }
 
     /// All of one provider, each once.
-    pub(super) fn of_provider(&self, provider: &ProviderName) -> HashSet<Arc<Target>> {
+    pub(super) fn of_provider(&self, provider: &ProviderName) -> HashSet<(Arc<Target>, Registration)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(provider).into_iter().flatten().filter_map(Weak::upgrade).collect()
+        let targets = all.get(provider).into_iter().flatten();
+        targets.filter_map(|(target, registration)| Some((target.upgrade()?, *registration))).collect()
     }
-}
-
-/// Where a provider's tokens come from.
-fn server(provider: &Provider) -> Option<Url> {
-    provider.endpoints.token.clone().or_else(|| Some(provider.endpoints.issuer.clone()?.url))
 }
 
 /// A provider, and what is shared by all its tokens.
 pub(super) struct Known {
     pub(super) provider: Arc<Provider>,
     pub(super) target: Arc<Target>,
+    pub(super) registration: Registration,
     pub(super) turns: Arc<Turns>,
     /// What its issuer says of itself, once discovered.
     metadata: OnceCell<Metadata>,
@@ -147,7 +150,14 @@ pub enum Revocation {
 impl Known {
     pub(super) fn new(provider: Arc<Provider>, turns: Arc<Turns>) -> Self {
         let target = Arc::new(provider.target.clone());
-        Self { provider, target, turns, metadata: OnceCell::new() }
+        let registration = Registration::of(&provider);
+        Self { provider, target, registration, turns, metadata: OnceCell::new() }
+    }
+
+    /// The token of a user or of the client.
+    pub(super) fn key(&self, subject: Subject) -> Key {
+        let (provider, target) = (self.provider.name.clone(), self.target.clone());
+        Key { provider, subject, target, registration: self.registration }
     }
 
     /// One of its endpoints: as it is written down, or else as its issuer says.

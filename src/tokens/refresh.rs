@@ -17,7 +17,7 @@ use crate::oauth::grant::Ask;
 use crate::oauth::wire::Failure;
 use crate::oauth::{Endpoint, Grant, union};
 use crate::secret::Secret;
-use crate::store::{Intent, Lease, Put, Row, SEND_WITHIN, State as RowState, StoreError};
+use crate::store::{Intent, Lease, PROVIDER_CHANGED, Put, Row, SEND_WITHIN, State as RowState, StoreError};
 
 /// How long a renewal may wait before it calls: for discovery, for a turn, for another process.
 const PREPARATION: Duration = Duration::from_secs(10);
@@ -393,6 +393,10 @@ impl Renewal<'_> {
             return Ok(Found::Token(token));
         }
         let row = self.stored().await?.ok_or_else(|| self.not_connected())?;
+        if !row.is_of(self.slot.key.registration) {
+            // Not noted in the row: a configuration that comes back can use it.
+            return Err(self.reauthorize(PROVIDER_CHANGED));
+        }
         self.slot.lock().sees(row.generation);
         if let Some(token) = self.adopt(&row) {
             return Ok(Found::Token(token));
@@ -405,7 +409,8 @@ impl Renewal<'_> {
 
     /// The row's token, if it is a later one than the one at hand, and lives.
     fn adopt(&self, row: &Row) -> Option<Token> {
-        let access = row.access.as_ref().filter(|_| row.target == *self.slot.key.target)?;
+        let key = &self.slot.key;
+        let access = row.access.as_ref().filter(|_| row.target == *key.target && row.is_of(key.registration))?;
         let now = self.inner.clock.now();
         let token = Token::stored(access, row.generation, now, self.known.provider.refresh_before);
         let newer = self.slot.lock().is_news(&token, self.cause);
@@ -434,7 +439,7 @@ impl Renewal<'_> {
     }
 
     fn new_row(&self, asked: &Asked, generation: u64, old: Option<&Row>) -> Row {
-        let Key { provider, subject, target } = &self.slot.key;
+        let Key { provider, subject, target, registration } = &self.slot.key;
         let answer = &asked.answer;
         let kept: Option<Secret> = old.and_then(|row| row.refresh_token.clone());
         let stored_at = old.map_or(asked.sent.wall, |row| row.stored_at);
@@ -444,6 +449,7 @@ impl Renewal<'_> {
             access: Some(self.known.access(asked)),
             granted_scopes: answer.scopes.clone().or_else(|| old.and_then(|row| self.granted(row)).cloned()),
             further_scopes: old.map(|row| row.further_scopes.clone()).unwrap_or_default(),
+            registration: Some(*registration),
             renewed_at: Some(asked.sent.wall),
             ..Row::new(provider.clone(), subject.clone(), (**target).clone(), stored_at)
         }
@@ -564,7 +570,7 @@ async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
         inner.forget_all(provider, subject);
     }
     // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
-    let known = inner.current.load().get(provider).cloned();
+    let known = inner.current.load().get(provider).filter(|known| row.is_of(known.registration)).cloned();
     if let (Put::Gone, Some(known), Some(token)) = (put, known, &row.refresh_token) {
         known.revoke(&*inner.servers, token, true).await;
     }

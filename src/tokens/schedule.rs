@@ -97,7 +97,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_has_one_plan_however_often_it_is_renewed() {
-        let key = Key { provider: "acme".parse().unwrap(), subject: Subject::Client, target: Arc::default() };
+        let provider = "acme".parse().unwrap();
+        let key = Key { provider, subject: Subject::Client, target: Arc::default(), registration: Default::default() };
         let slot = Arc::new(Slot::new(key));
         let (start, mut plans) = (Instant::now(), Plans::default());
         for hours in [1, 9, 3] {

@@ -639,3 +639,17 @@ async fn who_cannot_be_connected_is_told_why() {
     let world = World::start().await;
     assert_eq!(world.browser().opens("/connect/main").await.code(), "unknown_provider", "nobody consents there");
 }
+
+#[tokio::test]
+async fn a_code_goes_to_no_server_that_was_configured_since() {
+    // OAU-008, TOK-045
+    for change in
+        [("token_endpoint: https://auth.test", "token_endpoint: https://other.test"), ("client_id: ", "client_id: x")]
+    {
+        let mut world = Setup::consenting().start().await;
+        let (mut browser, back) = after_a_yes(&world).await;
+        world.reloads(&[change]).await;
+        assert_eq!(browser.comes_back(&back).await.failure(), failed("provider_changed"));
+        nothing_came_of_it(&world).await;
+    }
+}

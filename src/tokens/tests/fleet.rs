@@ -15,6 +15,7 @@ use crate::drain::Drain;
 use crate::events::Events;
 use crate::names::{Subject, UserName};
 use crate::oauth::grant::TokenRequest;
+use crate::oauth::registration::Registration;
 use crate::oauth::{Grant, Provider};
 use crate::secret::Secret;
 use crate::store::memory::{self, Broken, Process};
@@ -105,7 +106,8 @@ impl Fleet {
     /// Where a user's grant is kept, whatever each sidecar asks for.
     pub fn key(&self, user: &str) -> Key {
         let subject = Subject::User(user.parse().unwrap());
-        Key { provider: self.provider.name.clone(), subject, target: Arc::new(self.provider.target.clone()) }
+        let target = Arc::new(self.provider.target.clone());
+        Key { provider: self.provider.name.clone(), subject, target, registration: Registration::of(&self.provider) }
     }
 
     /// A user grants access, and the refresh token of it is stored.

@@ -203,3 +203,52 @@ async fn a_grant_that_another_process_has_replaced_is_gone_for_every_configurati
     assert!(!slots.is_empty() && slots.iter().all(|slot| slot.generation().is_none()));
     following.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn another_server_or_client_gets_nothing_of_the_one_before_and_that_comes_back_with_all_it_had() {
+    // TOK-042, TOK-045
+    type Change = fn(&mut crate::oauth::Provider);
+    let server: Change = |provider| provider.endpoints.token = "https://other.test/token".parse().ok();
+    let client: Change = |provider| provider.client_id = "other".into();
+    for change in [server, client] {
+        let mut world = World::of(vec![provider("acme", Grant::RefreshToken)]).await;
+        let key = world.connect("alice").await;
+        let first = world.bearer(&key).await;
+        let before = world.row(&key).await;
+        let (was_at, was) = (provider("acme", Grant::RefreshToken).endpoints.token, "id".to_owned());
+        world.reconfigure(change);
+        for restarts in [false, true] {
+            if restarts {
+                world.restart().await;
+            }
+            let error = world.tokens.bearer(&world.key("alice")).await.unwrap_err();
+            assert_eq!(error.to_string(), "`acme` no longer honours the grant of `alice`: provider_changed");
+            pass(3.0).await;
+        }
+        assert_eq!((world.server.calls(), world.row(&key).await), (1, before));
+        world.reconfigure(|provider| (provider.endpoints.token, provider.client_id) = (was_at.clone(), was.clone()));
+        assert_eq!((token(&world.bearer(&key).await), world.server.calls()), (token(&first), 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_becomes_another_asks_for_a_token_of_its_own() {
+    let mut world = World::of_a_client().await;
+    let first = world.bearer(&world.key("alice")).await;
+    world.reconfigure(|provider| provider.client_id = "other".into());
+    let second = world.bearer(&world.key("alice")).await;
+    assert_ne!(token(&first), token(&second));
+    assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_disconnected_is_given_back_to_nobody_but_its_server() {
+    let mut acme = provider("acme", Grant::RefreshToken);
+    acme.endpoints.revocation = "https://acme.test/revoke".parse().ok();
+    let mut world = World::of(vec![acme]).await;
+    let key = world.connect("alice").await;
+    world.reconfigure(|provider| provider.client_id = "other".into());
+    let left = world.tokens.disconnect(&key.provider, &key.subject).await.unwrap();
+    assert!(matches!(left, Some(crate::tokens::Revocation::Failed(_))), "{left:?}");
+    assert_eq!(world.server.calls(), 0);
+}

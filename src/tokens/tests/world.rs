@@ -119,7 +119,8 @@ impl World {
             access.map(|token| Access { token, obtained_at: now, expires_at: lifetime.map(|lifetime| now + lifetime) });
         let row = Row::new(key.provider.clone(), key.subject.clone(), (*key.target).clone(), now);
         // A renewal may be under way.
-        self.store.replace(Row { refresh_token: Some(refresh_token), access, ..row }).await.unwrap();
+        let registration = Some(key.registration);
+        self.store.replace(Row { refresh_token: Some(refresh_token), access, registration, ..row }).await.unwrap();
     }
 
     pub async fn row(&self, key: &Key) -> Row {
