@@ -47,7 +47,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use crate::audit::Audit;
@@ -73,7 +73,7 @@ use missing::Missing;
 use pace::Paced;
 use patience::Patience;
 use places::Places;
-use reject::Reject;
+use reject::{Reject, TurnedAway};
 use rest::{Between, Resting};
 use stalls::Stalls;
 use target::Target;
@@ -88,6 +88,9 @@ const H2_CONNECTION_WINDOW: u32 = 64 * H2_WINDOW;
 const H2_SEND_BUFFER: usize = 64 << 10;
 /// Who does not answer 20 s later is gone.
 const H2_PING_EVERY: Duration = Duration::from_secs(60);
+/// How long the answers under way may take on the connection of an agent that is turned away.
+const TURNED_AWAY: Duration = Duration::from_secs(5);
+const WRITTEN: Duration = Duration::from_millis(50);
 
 /// The agents' side for as long as the sidecar runs: what listeners and connections hold. A clone is the same one.
 #[derive(Clone)]
@@ -332,7 +335,7 @@ impl Front {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (patience, answers) = (Patience::default(), half::Answers::default());
-        let asked = AtomicBool::new(false);
+        let (asked, turned_away) = (AtomicBool::new(false), Arc::new(Notify::new()));
         let (limit, max_head) = self.h2_limits();
         let service = service_fn(|mut request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
@@ -341,10 +344,13 @@ impl Front {
                 request.extensions_mut().insert(Arc::new(answers.begin()));
             }
             let (proxy, arrival) = (self.current(), arrival.clone());
-            let (begun, answer) = (patience.begin(), answers.begin());
+            let (begun, answer, turned_away) = (patience.begin(), answers.begin(), turned_away.clone());
             async move {
                 let handled = proxy.handle(request, arrival).await;
                 begun.answered();
+                if handled.as_ref().is_ok_and(|response| response.extensions().get::<TurnedAway>().is_some()) {
+                    turned_away.notify_one();
+                }
                 handled.map(|response| response.map(|body| answer.with(body)))
             }
         });
@@ -361,7 +367,14 @@ impl Front {
             .serve_connection(TokioIo::new(io), service);
         let mut connection = Box::pin(connection);
         // Not under an answer that lasts: python-h2 takes nothing more of it after GOAWAY.
-        let quiet = answers.rest(limit);
+        let quiet = async {
+            tokio::select! {
+                () = answers.rest(limit) => return,
+                () = turned_away.notified() => {}
+            }
+            // So that the agent comes anew, and is not refused on this connection for ever.
+            let _ = tokio::time::timeout(TURNED_AWAY, answers.rest(WRITTEN)).await;
+        };
         // hyper winds nothing down whose preface has not come.
         let silent = async {
             tokio::time::sleep(limit).await;

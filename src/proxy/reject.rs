@@ -14,6 +14,10 @@ use crate::routes::AmbiguousPath;
 use crate::tokens::TokenError;
 use crate::upstream::{UpstreamError, UpstreamProxyError};
 
+/// Marks the answer to somebody whom this connection brings nothing any more. HTTP/2 has no `Connection: close`.
+#[derive(Clone, Copy)]
+pub(super) struct TurnedAway;
+
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// Why a request is answered here.
@@ -212,10 +216,14 @@ impl Reject {
 
     /// The answer, in the form that the caller reads.
     pub(super) fn into_response(self, form: Form) -> Response<ResponseBody> {
-        match form {
+        let mut response = match form {
             Form::Grpc => self.grpc(),
             Form::Problem => self.problem(),
+        };
+        if matches!(self, Reject::NoLongerAdmitted) {
+            response.extensions_mut().insert(TurnedAway);
         }
+        response
     }
 
     /// RFC 9457, with `Proxy-Status` of RFC 9209.

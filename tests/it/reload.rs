@@ -124,6 +124,19 @@ async fn whoever_came_before_there_were_agents_has_to_show_who_they_are() {
 }
 
 #[tokio::test]
+async fn whoever_is_turned_away_on_http2_comes_anew() {
+    // LST-009: what says so is GOAWAY, since HTTP/2 has no `Connection: close`.
+    let mut world = World::start().await;
+    let h2 = world.api_h2().await.http2().await;
+    let ask = || async { h2.send(Request::get("https://api.test/me").body(Filler::text("")).unwrap()).await };
+    assert_eq!(ask().await.unwrap().status, 200);
+    world.reloads(&[("drain: 5s", &format!("drain: 5s\n{AGENTS}"))]).await;
+    assert_eq!(ask().await.unwrap().code(), "no_longer_admitted");
+    soon(h2.connection.clone()).await;
+    ask().await.unwrap_err();
+}
+
+#[tokio::test]
 async fn what_is_written_down_names_whoever_a_tunnel_acts_for_now() {
     // LST-009
     let of = |user: &str| format!("[{{address: '127.0.0.1:0', user: {user}}}]");
