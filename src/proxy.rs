@@ -160,6 +160,8 @@ struct Lasting {
     pseudonym: headers::Pseudonym,
     /// Routed hosts whose tunnels failed, each told of once.
     failing: DashSet<Authority>,
+    /// Requests that wait for a user are held against each new configuration.
+    replaced: Notify,
     /// A place for each connection of an agent.
     places: Places,
     metrics: Metrics,
@@ -240,6 +242,7 @@ impl Front {
             stalls: Stalls::start(parts.limits.write_timeout),
             pseudonym: headers::Pseudonym::random(),
             failing: DashSet::new(),
+            replaced: Notify::new(),
             places: Places::new(parts.limits.max_connections),
             metrics: parts.events.metrics().clone(),
             coded: DashSet::new(),
@@ -255,6 +258,7 @@ impl Front {
         self.lasting.metrics.most_agents(parts.limits.max_connections);
         let number = self.lasting.current.load().number + 1;
         self.lasting.current.store(Arc::new(Inner::new(parts, number)));
+        self.lasting.replaced.notify_waiters();
     }
 
     /// Takes connections until the stop begins; `entrance` is the listener's number.
@@ -472,14 +476,14 @@ impl Proxy {
             return Err(Reject::TooManyFields);
         }
         admit::check(&request, &self.lasting.pseudonym)?;
-        let (origin, caller) = match arrival {
+        let (origin, caller, entrance) = match arrival {
             Arrival::Tunnel(tunnel) => {
                 record.caller(&tunnel.caller);
                 target::agrees(&request, &tunnel.origin.authority)?;
                 self.in_the_clear(&tunnel.origin)?;
                 let caller = self.admit_again(&tunnel)?;
                 record.caller(&caller);
-                (tunnel.origin.clone(), caller)
+                (tunnel.origin.clone(), caller, tunnel.entrance)
             }
             Arrival::Proxy(entrance, next) => {
                 let target = Target::of(&request)?;
@@ -489,7 +493,7 @@ impl Proxy {
                     Target::Connect(authority) => {
                         return Ok(Admitted::Connect(Box::new(Connect { request, authority, caller, entrance, next })));
                     }
-                    Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller),
+                    Target::Plain(authority) => (Arc::new(self.plain(authority)?), caller, entrance),
                 }
             }
         };
@@ -499,7 +503,7 @@ impl Proxy {
         if headers::is_last_hop(&mut request) {
             return Ok(Admitted::Answered(reject::options_answer()));
         }
-        forward::forward(self, request, &origin, &caller, record).map(Admitted::Forward)
+        forward::forward(self, request, &origin, (caller, entrance), record).map(Admitted::Forward)
     }
 
     /// Whoever opened a tunnel may do in it what they may do now, and not what they might then.

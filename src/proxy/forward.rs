@@ -27,7 +27,7 @@ use crate::names::Subject;
 use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
-use crate::tokens::{Bearer, Key, NoRenewal};
+use crate::tokens::{Bearer, Key, NoRenewal, TokenError};
 use crate::upstream::{Origin, Pooled, RequestBody, Switched, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
@@ -38,7 +38,7 @@ pub(super) fn forward<'a>(
     proxy: &'a Proxy,
     request: Request<Incoming>,
     origin: &Origin,
-    caller: &Caller,
+    (caller, entrance): (Caller, usize),
     record: &mut Record,
 ) -> Result<Forward<'a>, Reject> {
     let route = proxy.parts().routes.find(&origin.authority, request.method(), request.uri().path())?;
@@ -67,8 +67,10 @@ pub(super) fn forward<'a>(
     if redactor.is_some() {
         redact::ask_for_plain(&mut outgoing.head.headers);
     }
+    let waits = proxy.parts().tokens.provider(&key).is_some_and(|provider| !provider.on_missing.wait.is_zero());
+    let came = waits.then(|| Box::new((caller, entrance)));
     let uses = Uses::default();
-    Ok(Forward::Authenticated(Authenticated { proxy, route, key, outgoing, redactor, uses }))
+    Ok(Forward::Authenticated(Authenticated { proxy, route, key, outgoing, redactor, uses, came }))
 }
 
 /// A request that is ready to be sent on.
@@ -103,6 +105,8 @@ pub(super) struct Authenticated<'a> {
     /// Knows every token that was sent, where the route has them taken out of the answer.
     redactor: Option<Redactor>,
     uses: Uses,
+    /// Who sent it and at which listener, where it may wait for a user: they may be turned away meanwhile.
+    came: Option<Box<(Caller, usize)>>,
 }
 
 /// How often a token was sent, for the audit trail.
@@ -178,13 +182,47 @@ impl Authenticated<'_> {
         if connect_url.is_none() || wait.is_zero() {
             return Err(Reject::Missing { error, connect_url, by_consent });
         }
-        match tokens.bearer_within(&self.key, wait).await {
+        match Box::pin(self.parked(wait)).await? {
             Err(error) if error.is_for_the_user() => Err(Reject::Missing { error, connect_url, by_consent }),
             waited => {
                 self.proxy.lasting.missing.settled(&self.key);
                 waited.map_err(Reject::Token)
             }
         }
+    }
+
+    /// Waits for the user, for as long as the configuration would still have it sent as it is.
+    async fn parked(&self, wait: Duration) -> Result<Result<Bearer, TokenError>, Reject> {
+        let mut token = pin!(self.proxy.parts().tokens.bearer_within(&self.key, wait));
+        loop {
+            let mut replaced = pin!(self.proxy.lasting.replaced.notified());
+            // Before looking: what comes in between is not missed.
+            replaced.as_mut().enable();
+            self.judge_again()?;
+            tokio::select! {
+                () = replaced => {}
+                token = &mut token => return self.judge_again().map(|()| token),
+            }
+        }
+    }
+
+    /// Whether the configuration of this moment has it sent with the token that it waits for.
+    fn judge_again(&self) -> Result<(), Reject> {
+        let now = self.proxy.front().current();
+        let Some((caller, entrance)) = self.came.as_deref().filter(|_| now.inner.number != self.proxy.inner.number)
+        else {
+            return Ok(());
+        };
+        let caller = now.inner.door.admit_again(now.entrance(*entrance), caller)?;
+        let Outgoing { origin, head, .. } = &self.outgoing;
+        now.in_the_clear(origin)?;
+        let route = now.parts().routes.find(&origin.authority, &head.method, head.uri.path())?;
+        let Some(Action::Authenticate(provider)) = route.map(|route| &route.action) else {
+            return Err(Reject::Reconfigured);
+        };
+        caller.may_use(provider)?;
+        let same = now.parts().tokens.key(provider, &caller.user).is_some_and(|key| key == self.key);
+        if same { Ok(()) } else { Err(Reject::Reconfigured) }
     }
 
     async fn send(&mut self, bearer: &Bearer, record: &mut Record) -> Result<Answer, Reject> {

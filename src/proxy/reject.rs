@@ -65,6 +65,8 @@ pub(super) enum Reject {
     Unauthenticated { wrong: bool },
     #[error("the configuration has changed, and does not let you in here any more")]
     NoLongerAdmitted,
+    #[error("the configuration has changed while the request waited for the user")]
+    Reconfigured,
     #[error("the agent `{agent}` may not act for `{user}`")]
     UserNotAllowed { agent: String, user: UserName },
     #[error("the agent `{agent}` may not use the tokens of `{provider}`")]
@@ -106,6 +108,7 @@ impl Reject {
             Reject::Plaintext => "plaintext_refused",
             Reject::Unauthenticated { .. } => "proxy_authentication_required",
             Reject::NoLongerAdmitted => "no_longer_admitted",
+            Reject::Reconfigured => "configuration_changed",
             Reject::UserNotAllowed { .. } => "user_not_allowed",
             Reject::ProviderNotAllowed { .. } => "provider_not_allowed",
             Reject::Missing { error, .. } | Reject::Token(error) => error.code(),
@@ -145,9 +148,9 @@ impl Reject {
             }
             // Not 401: an MCP client would start an authorization of its own (SEMANTICS C18).
             Reject::Token(TokenError::NotConnected { .. } | TokenError::Reauthorize { .. }) => StatusCode::FORBIDDEN,
-            Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. }) | Reject::Unaudited => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Reject::Token(TokenError::FixConfiguration { .. } | TokenError::Unavailable { .. })
+            | Reject::Reconfigured
+            | Reject::Unaudited => StatusCode::SERVICE_UNAVAILABLE,
             Reject::Upstream(error) if error.is_timeout() => StatusCode::GATEWAY_TIMEOUT,
             Reject::Upstream(_) | Reject::Unasked | Reject::NoWebSocket(_) => StatusCode::BAD_GATEWAY,
         }
@@ -190,6 +193,7 @@ impl Reject {
             Reject::NoLongerAdmitted => {
                 "connect anew, with credentials that are in `agents` of `proxy.yaml` now".into()
             }
+            Reject::Reconfigured => "try again: the new configuration decides".into(),
             Reject::UserNotAllowed { .. } | Reject::ProviderNotAllowed { .. } => {
                 "if it should be allowed, the operator adds it under `agents` in `proxy.yaml`".into()
             }
@@ -249,6 +253,9 @@ impl Reject {
         if let Reject::Token(TokenError::Unavailable { retry_after, .. }) = self {
             headers.insert(RETRY_AFTER, retry_after.as_secs_f64().ceil().max(1.0).to_string().parse().unwrap_or(ONE));
         }
+        if matches!(self, Reject::Reconfigured) {
+            headers.insert(RETRY_AFTER, ONE);
+        }
         if matches!(self, Reject::Unauthenticated { .. }) {
             headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"sidebearer\""));
         }
@@ -273,6 +280,7 @@ impl Reject {
             Reject::Token(TokenError::Unavailable { .. } | TokenError::FixConfiguration { .. })
             | Reject::Upstream(_)
             | Reject::Unaudited
+            | Reject::Reconfigured
             | Reject::Unasked
             | Reject::NoWebSocket(_) => 14,
             Reject::Token(_) | Reject::Missing { .. } | Reject::Unauthenticated { .. } => 16,
@@ -299,7 +307,7 @@ impl Reject {
             Reject::Upstream(error) => error.proxy_status(),
             Reject::Unasked | Reject::NoWebSocket(_) => "http_upgrade_failed",
             Reject::Loop => "proxy_loop_detected",
-            Reject::Unaudited => "proxy_internal_error",
+            Reject::Unaudited | Reject::Reconfigured => "proxy_internal_error",
             Reject::Denied(_)
             | Reject::Unmatched
             | Reject::Plaintext

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::join_all;
+use http::Request;
 use serde_json::json;
 use sidebearer::drain::Drained;
 
@@ -324,5 +325,32 @@ async fn an_upstream_cannot_send_a_user_to_a_link_of_its_own() {
         let forbidden = answer(403).with("www-authenticate", challenge).with("sidebearer-connect-url", url);
         world.api_answers([forbidden]);
         assert_ne!(world.get("/me").await.header("sidebearer-connect-url"), Some(url));
+    }
+}
+
+#[tokio::test]
+async fn a_waiting_request_is_sent_only_as_the_configuration_of_the_moment_says() {
+    // TOK-045, LST-009
+    let agents = "drain: 5s\nagents: [{name: a, users: [u], secret: '${RESEARCHER_SECRET}'}]";
+    let changes = [
+        ("drain: 5s", "drain: 6s", (200, "")),
+        ("    provider: main", "    deny: true", (503, "configuration_changed")),
+        ("scopes: [read, write]", "scopes: [read]", (503, "configuration_changed")),
+        ("drain: 5s", agents, (403, "no_longer_admitted")),
+    ];
+    for (old, new, told) in changes {
+        let mut world = Setup::consenting().provider("on_missing: {wait: 120s}").start().await;
+        let h2 = world.api_h2().await.http2().await;
+        let request = Request::get("https://api.test/me").body(Filler::text("")).unwrap();
+        let waiting = tokio::spawn(async move { h2.send(request).await.unwrap() });
+        world.says_who_is_missing(1).await;
+        world.reloads(&[(old, new)]).await;
+        if told.0 == 200 {
+            world.connects("default").await;
+        }
+        let reply = soon(waiting).await.unwrap();
+        let code = if reply.status == 200 { String::new() } else { reply.code() };
+        assert_eq!((reply.status, code.as_str()), told);
+        assert_eq!(world.api.seen().len(), usize::from(told.0 == 200));
     }
 }
