@@ -54,6 +54,8 @@ pub(super) struct State {
     overtaken: bool,
     /// Whether the renewal under way began with a grant that is gone: what it brings is not to be used.
     pub(super) void: bool,
+    /// Whether the renewal under way began on another way to the provider: its failure says nothing of the one of now.
+    way_changed: bool,
     /// Whether the token was used since it came.
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.
@@ -180,9 +182,8 @@ impl Slot {
     /// There is another way to its provider: what failed for a while is tried again.
     pub(super) fn try_again(&self) {
         let mut state = self.lock();
-        if state.rest.as_ref().is_some_and(|rest| matches!(rest.error, TokenError::Unavailable { .. })) {
-            (state.rest, state.attempts) = (None, 0);
-        }
+        state.way_changed = state.flight.is_some();
+        state.try_again();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -326,6 +327,13 @@ impl State {
         (self.rest, self.attempts, self.force) = (None, 0, Force::default());
     }
 
+    /// Forgets what failed for a while.
+    fn try_again(&mut self) {
+        if self.rest.as_ref().is_some_and(|rest| matches!(rest.error, TokenError::Unavailable { .. })) {
+            (self.rest, self.attempts) = (None, 0);
+        }
+    }
+
     /// Whether the last try failed with the very same error.
     pub(super) fn is_known(&self, error: &TokenError) -> bool {
         self.rest.as_ref().is_some_and(|rest| rest.error == *error)
@@ -379,6 +387,7 @@ impl State {
         not_connected: TokenError,
     ) -> Result<Bearer, TokenError> {
         self.flight = None;
+        let way_changed = std::mem::take(&mut self.way_changed);
         let outcome = match std::mem::take(&mut self.void) {
             true => outcome.and_then(|_| Err(not_connected)),
             false => outcome,
@@ -403,7 +412,7 @@ impl State {
                 self.token = Some(token);
                 Ok(bearer)
             }
-            Err(error) => Err(self.rest_after(now, error)),
+            Err(error) => Err(self.rest_after(now, error, way_changed)),
         }
     }
 
@@ -436,7 +445,7 @@ impl State {
         Some(now.instant + (remaining / 2).max(Duration::from_secs(10)))
     }
 
-    fn rest_after(&mut self, now: Now, mut error: TokenError) -> TokenError {
+    fn rest_after(&mut self, now: Now, mut error: TokenError, way_changed: bool) -> TokenError {
         let rest = match &mut error {
             TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
             TokenError::FixConfiguration { .. } => REFUSED_REST,
@@ -452,6 +461,9 @@ impl State {
             }
         };
         self.rest = Some(Box::new(Rest { error: error.clone(), until: now.instant + rest }));
+        if way_changed {
+            self.try_again();
+        }
         error
     }
 }

@@ -73,6 +73,20 @@ async fn another_way_to_a_provider_that_was_out_of_reach_is_tried_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_fails_on_the_way_of_before_keeps_nobody_from_the_way_of_now() {
+    let world = World::of_a_client().await;
+    let key = world.key("alice");
+    world.server.book().acts.push_back(DOWN);
+    world.server.book().delay = Duration::from_secs(1);
+    let (tokens, asked) = (world.tokens.clone(), key.clone());
+    let waiting = tokio::spawn(async move { tokens.bearer(&asked).await });
+    pass(0.5).await;
+    world.tokens.way_changed();
+    assert_eq!(waiting.await.unwrap().unwrap_err().code(), "token_unavailable");
+    assert_eq!(world.request(&key).await, Got::Fine);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_under_way_goes_on_and_is_the_only_one() {
     // TOK-045
     let mut world = World::new().await;
