@@ -315,7 +315,7 @@ async fn a_sidecar_that_would_lead_out_through_itself_does_not_start() {
         "listen: {own}\nadmin: off\nhealth: off\nupstream_proxy: http://localhost:{}\n",
         own.port()
     ));
-    let said = "proxy.yaml:3:17: upstream_proxy: this is the sidecar itself\nhint: name the company's proxy\n";
+    let said = "proxy.yaml:4:17: upstream_proxy: this is the sidecar itself\nhint: name the company's proxy\n";
     assert_eq!((written.run(["run"]).await.stderr.as_str(), written.run(["check"]).await.code), (said, 64));
 
     let home =
