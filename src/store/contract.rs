@@ -152,6 +152,7 @@ async fn only_who_knows_the_generation_writes(ground: &Ground) {
     let removed = store.remove(&github(), &user("alice")).await.unwrap().unwrap();
     assert_eq!(removed.refresh_token, row("alice", 2).refresh_token);
     assert_eq!(removed.access_token, row("alice", 2).access.map(|access| access.token));
+    assert_eq!(removed.registration, row("alice", 2).registration);
     assert_eq!(store.remove(&github(), &user("alice")).await.unwrap(), None);
     assert_eq!(store.put(row("alice", 3), Some(2)).await.unwrap(), Put::Gone);
     assert_eq!(store.grants().await.unwrap().len(), 0);
