@@ -108,14 +108,8 @@ impl Door {
     /// # Errors
     /// 407 without credentials that are right, and 403 for a user that the agent may not act for.
     pub fn admit(&self, entrance: &Entrance, headers: &HeaderMap) -> Result<Caller, Reject> {
-        if entrance.shut {
-            return Err(Reject::NoLongerAdmitted);
-        }
-        if let Some(user) = &entrance.user {
-            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
-        }
-        if self.agents.is_empty() {
-            return Ok(Caller { user: self.user.clone(), agent: None, proven: false });
+        if let Some(caller) = self.told(entrance)? {
+            return Ok(caller);
         }
         let mut fields = headers.get_all(PROXY_AUTHORIZATION).iter();
         let Some(given) = fields.next() else { return Err(Reject::Unauthenticated { wrong: false }) };
@@ -137,18 +131,26 @@ impl Door {
     /// # Errors
     /// 403 where a new tunnel would not be let in.
     pub fn admit_again(&self, entrance: &Entrance, caller: &Caller) -> Result<Caller, Reject> {
-        if entrance.shut {
-            return Err(Reject::NoLongerAdmitted);
-        }
-        if let Some(user) = &entrance.user {
-            return Ok(Caller { user: user.clone(), agent: entrance.agent.clone(), proven: false });
-        }
-        if self.agents.is_empty() {
-            return Ok(Caller { user: self.user.clone(), agent: None, proven: false });
+        if let Some(caller) = self.told(entrance)? {
+            return Ok(caller);
         }
         let shown = caller.agent.as_ref().filter(|_| caller.proven);
         let agent = shown.and_then(|agent| self.agent(&agent.secret)).ok_or(Reject::NoLongerAdmitted)?;
         Self::acting(agent, caller.user.clone())
+    }
+
+    /// Who comes in where nobody has to show who they are.
+    fn told(&self, entrance: &Entrance) -> Result<Option<Caller>, Reject> {
+        if entrance.shut {
+            return Err(Reject::NoLongerAdmitted);
+        }
+        let caller = |user: &UserName, agent: Option<&Arc<Agent>>| Caller {
+            user: user.clone(),
+            agent: agent.cloned(),
+            proven: false,
+        };
+        let by_listener = entrance.user.as_ref().map(|user| caller(user, entrance.agent.as_ref()));
+        Ok(by_listener.or_else(|| self.agents.is_empty().then(|| caller(&self.user, None))))
     }
 
     fn acting(agent: Arc<Agent>, user: UserName) -> Result<Caller, Reject> {
