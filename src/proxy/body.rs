@@ -51,7 +51,9 @@ pub(super) struct Replay {
 }
 
 struct Kept {
-    frames: Vec<Frame<Bytes>>,
+    frames: VecDeque<Frame<Bytes>>,
+    /// How many of them the try that reads has.
+    read: usize,
     bytes: usize,
     limit: usize,
     budget: Budget,
@@ -76,10 +78,10 @@ impl Replay {
         if live.is_end_stream() {
             return Self { kept: None };
         }
-        let (frames, bytes) = (Vec::new(), 0);
+        let (frames, read, bytes) = (VecDeque::new(), 0, 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
         let kept =
-            Kept { frames, bytes, limit, budget, dropped, live, ended: false, current, reader, patience, paused };
+            Kept { frames, read, bytes, limit, budget, dropped, live, ended: false, current, reader, patience, paused };
         Self { kept: Some(Arc::new(Mutex::new(kept))) }
     }
 
@@ -92,10 +94,11 @@ impl Replay {
             return None;
         }
         kept.current += 1;
+        kept.read = 0;
         if let Some(reader) = kept.reader.take() {
             reader.wake();
         }
-        let body = Try { kept: shared.clone(), number: kept.current, sent: 0 };
+        let body = Try { kept: shared.clone(), number: kept.current };
         drop(kept);
         Some(body.boxed_unsync())
     }
@@ -112,7 +115,7 @@ fn no_body() -> RequestBody {
 }
 
 impl Drop for Replay {
-    /// Without it there will be no other try, so nothing more is kept while the rest streams.
+    /// Without it there will be no other try, so nothing is kept any more that the last one has sent.
     fn drop(&mut self) {
         if let Some(kept) = &self.kept {
             lock(kept).forget("answered");
@@ -141,7 +144,24 @@ impl Kept {
             (None, Some(trailers)) => Frame::trailers(trailers.clone()),
             (None, None) => return,
         };
-        self.frames.push(copy);
+        self.frames.push_back(copy);
+        self.read += 1;
+    }
+
+    /// The next of what was kept for the try that reads.
+    fn next_kept(&mut self) -> Option<Frame<Bytes>> {
+        if self.dropped.is_none() {
+            let frame = self.frames.get(self.read)?;
+            self.read += 1;
+            return Some(copy(frame));
+        }
+        let frame = self.frames.pop_front()?;
+        self.gives(length(&frame));
+        Some(frame)
+    }
+
+    fn unread(&self) -> impl Iterator<Item = &Frame<Bytes>> {
+        self.frames.iter().skip(self.read)
     }
 
     /// Resolves when the agent has paused for too long.
@@ -153,10 +173,17 @@ impl Kept {
         self.paused.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience))).as_mut().poll(cx)
     }
 
+    /// Keeps only what the try that reads does not have yet: an answer may begin before all of it is sent again.
     fn forget(&mut self, why: &'static str) {
         self.dropped = Some(why);
-        self.frames = Vec::new();
-        self.budget.give(std::mem::take(&mut self.bytes));
+        let read = self.frames.drain(..std::mem::take(&mut self.read)).map(|frame| length(&frame)).sum();
+        self.frames.shrink_to_fit();
+        self.gives(read);
+    }
+
+    fn gives(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.budget.give(bytes);
     }
 }
 
@@ -170,22 +197,19 @@ impl Drop for Kept {
 struct Try {
     kept: Arc<Mutex<Kept>>,
     number: u32,
-    sent: usize,
 }
 
 impl Body for Try {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let this = &mut *self;
-        let mut kept = lock(&this.kept);
-        if kept.current != this.number {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let mut kept = lock(&self.kept);
+        if kept.current != self.number {
             return Poll::Ready(Some(Err(io::Error::other("sent again on another connection"))));
         }
-        if let Some(frame) = kept.frames.get(this.sent) {
-            this.sent += 1;
-            return Poll::Ready(Some(Ok(copy(frame))));
+        if let Some(frame) = kept.next_kept() {
+            return Poll::Ready(Some(Ok(frame)));
         }
         if kept.ended {
             return Poll::Ready(None);
@@ -206,19 +230,17 @@ impl Body for Try {
             headers::clean_trailers(trailers);
         }
         kept.keep(&frame);
-        this.sent += 1;
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
         let kept = lock(&self.kept);
-        (kept.ended || kept.live.is_end_stream()) && self.sent >= kept.frames.len()
+        (kept.ended || kept.live.is_end_stream()) && kept.unread().next().is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = lock(&self.kept);
-        let before: usize =
-            kept.frames.iter().skip(self.sent).filter_map(|frame| frame.data_ref().map(Bytes::len)).sum();
+        let before: usize = kept.unread().map(length).sum();
         let rest = if kept.ended { SizeHint::with_exact(0) } else { kept.live.size_hint() };
         longer(rest, before)
     }
@@ -323,7 +345,11 @@ impl Body for ResponseBody {
 }
 
 fn data_length<E>(frame: &Result<Frame<Bytes>, E>) -> usize {
-    frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len)
+    frame.as_ref().map_or(0, length)
+}
+
+fn length(frame: &Frame<Bytes>) -> usize {
+    frame.data_ref().map_or(0, Bytes::len)
 }
 
 pub(super) fn longer(mut hint: SizeHint, by: usize) -> SizeHint {

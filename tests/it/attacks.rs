@@ -178,7 +178,7 @@ async fn an_agent_that_never_opens_its_windows_stops_nobody_else() {
     let world = Setup::new().api_speaks(&["h2"]).start().await;
     world.api_answers((0..50).map(|_| Answer::from(200).saying_bytes(1 << 30)));
     let mut agent = attacker(&world).await;
-    agent.says(frames::settings(&[(4, 0)])).await;
+    agent.says(frames::settings(&[(frames::INITIAL_WINDOW_SIZE, 0)])).await;
     agent.says(streams(50).flat_map(get).collect::<Vec<_>>()).await;
     for _ in 0..50 {
         agent.hears_a(HEADERS).await;
@@ -207,10 +207,10 @@ async fn an_answer_that_its_agent_does_not_read_is_given_up() {
         }
     });
     let mut agent = attacker(&world).await;
-    agent.says([frames::settings(&[(4, 0)]), get(1)].concat()).await;
+    agent.says([frames::settings(&[(frames::INITIAL_WINDOW_SIZE, 0)]), get(1)].concat()).await;
     agent.hears_a(HEADERS).await;
     soon(canceled.pass()).await;
-    agent.says(frames::settings(&[(4, 1 << 20)])).await;
+    agent.says(frames::settings(&[(frames::INITIAL_WINDOW_SIZE, 1 << 20)])).await;
     agent.hears_a(RST_STREAM).await;
 }
 

@@ -1,14 +1,18 @@
 //! HTTP/2 upstreams: connections that go away, streams that are refused or canceled, and more requests than streams.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response};
+use http_body_util::BodyExt;
+use sha2::{Digest, Sha256};
 
-use crate::world::answer::{Filler, Gate, answer};
-use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, WINDOW_UPDATE, frame};
+use crate::world::answer::{Filler, Gate, answer, hex};
+use crate::world::frames::{
+    self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, INITIAL_WINDOW_SIZE, frame, window_update,
+};
 use crate::world::log::unread;
 use crate::world::server::{Seen, Server};
 use crate::world::{Setup, World, soon};
@@ -168,6 +172,52 @@ async fn an_upload_goes_on_behind_an_early_answer() {
 }
 
 #[tokio::test]
+async fn a_second_try_whose_answer_comes_before_all_of_it_was_sent_arrives_whole() {
+    // RTY-009, C7
+    let body = Filler::of(600 << 10);
+    for over_h2 in [false, true] {
+        let world = speaking_h2().await;
+        let head_is_heard = Gate::shut();
+        let (heard, received) = (head_is_heard.clone(), Arc::new(Mutex::new(Vec::new())));
+        let receives = received.clone();
+        world.api.is_served_by(move |_, io| {
+            let (heard, receives) = (heard.clone(), receives.clone());
+            async move {
+                // Room for all of the first try, and for little of the second.
+                let mut frames = Frames::server(io, &[(INITIAL_WINDOW_SIZE, 1 << 20)]).await;
+                frames.says(window_update(0, 1 << 24)).await;
+                let first = frames.hears_a_request().await.unwrap();
+                frames.says(frames::settings(&[(INITIAL_WINDOW_SIZE, 20_000)])).await;
+                let refusal = frames::block(&[(":status", "401"), ("www-authenticate", "Bearer")]);
+                frames.says(frame(HEADERS, END_HEADERS | END_STREAM, first, refusal)).await;
+                let second = frames.hears_a(HEADERS).await.stream;
+                frames.says(frame(HEADERS, END_HEADERS, second, [0x88])).await;
+                heard.pass().await;
+                frames.says(window_update(second, 1 << 20)).await;
+                loop {
+                    let data = frames.hears_a(DATA).await;
+                    receives.lock().unwrap().extend_from_slice(&data.payload);
+                    if data.ends_stream() {
+                        return frames.says(frame(DATA, END_STREAM, second, "done")).await;
+                    }
+                }
+            }
+        });
+        let request = Request::post("https://api.test/x").header("host", "api.test").body(body.clone()).unwrap();
+        let answer = if over_h2 {
+            world.api_h2().await.http2().await.streaming(request).await.unwrap()
+        } else {
+            world.api_connection().await.http1_streaming(request).await.unwrap()
+        };
+        assert_eq!(answer.status(), 200);
+        head_is_heard.open();
+        assert_eq!(soon(answer.into_body().collect()).await.unwrap().to_bytes(), "done");
+        let digest = hex(&Sha256::digest(&*received.lock().unwrap()));
+        assert_eq!(digest, body.sha256(), "over HTTP/2: {over_h2}");
+    }
+}
+
+#[tokio::test]
 async fn three_thousand_requests_at_once_all_go_through_an_upstream_of_a_hundred_streams() {
     const REQUESTS: usize = 3000;
     let world = speaking_h2().await;
@@ -239,7 +289,7 @@ async fn answers_in_small_frames_may_wait_for_their_agents_while_others_are_read
     let world = speaking_h2().await;
     speaks_in_words(&world, WORDS);
     let mut slow = world.api_h2().await.frames().await;
-    slow.says(frames::settings(&[(4, 0)])).await;
+    slow.says(frames::settings(&[(INITIAL_WINDOW_SIZE, 0)])).await;
     for stream in STREAMS {
         slow.says(frame(HEADERS, END_HEADERS | END_STREAM, stream, frames::request("GET", "/words", &[]))).await;
         slow.hears_a(HEADERS).await;
@@ -247,8 +297,8 @@ async fn answers_in_small_frames_may_wait_for_their_agents_while_others_are_read
     for _ in 0..10 {
         assert_eq!(world.call("GET", "/x").over_h2().send().await.text(), "done");
     }
-    slow.says(frame(WINDOW_UPDATE, 0, 0, (1u32 << 24).to_be_bytes())).await;
-    slow.says(frames::settings(&[(4, 1 << 20)])).await;
+    slow.says(window_update(0, 1 << 24)).await;
+    slow.says(frames::settings(&[(INITIAL_WINDOW_SIZE, 1 << 20)])).await;
     let (mut length, mut ended) = (0, 0);
     while ended < STREAMS.len() {
         let heard = slow.hears().await.unwrap();

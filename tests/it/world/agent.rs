@@ -95,9 +95,14 @@ impl Streams {
     }
 
     pub async fn send(&self, request: Request<Filler>) -> Result<Reply, hyper::Error> {
+        Reply::read(self.streaming(request).await?, &self.heard).await
+    }
+
+    /// As [`Streams::send`], to the end of the head.
+    pub async fn streaming(&self, request: Request<Filler>) -> Result<Response<Incoming>, hyper::Error> {
         let mut sender = self.sender.clone();
         let response = tokio::time::timeout(DEADLINE, unread(sender.send_request(request))).await;
-        Reply::read(response.expect("no answer in time")?, &self.heard).await
+        response.expect("no answer in time")
     }
 }
 

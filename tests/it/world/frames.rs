@@ -16,6 +16,9 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
+/// A setting.
+pub const INITIAL_WINDOW_SIZE: u16 = 4;
+
 pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -73,6 +76,11 @@ pub fn settings(fields: &[(u16, u32)]) -> Vec<u8> {
     let payload: Vec<u8> =
         fields.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
     frame(SETTINGS, 0, 0, payload)
+}
+
+/// Room for so many bytes more, on a stream or, at 0, on the connection.
+pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, bytes.to_be_bytes())
 }
 
 /// A header block without compression (RFC 7541 section 6.2.2): whatever stands in the fields.
