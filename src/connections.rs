@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::registration::Registration;
+use crate::oauth::wanted::Wanted;
 use crate::oauth::{Grant, Provider};
-use crate::store::{PROVIDER_CHANGED, Row, State, Store, StoreError};
+use crate::store::{Row, State, Store, StoreError};
 
 /// What is said of one provider and user.
 #[derive(Debug, Clone)]
@@ -71,14 +72,13 @@ impl Connection {
                 return Self { todo, ..Self::empty(provider, title, subject, state, reason, by_consent) };
             }
         };
-        let is_its = known.is_none_or(|known| row.is_of(Registration::of(known)));
-        let changed = State::Reauthorize { reason: PROVIDER_CHANGED.into() };
-        let (state, reason, todo) = match if is_its { row.state } else { changed } {
+        let state = known.map(|known| row.state_for(Registration::of(known), Wanted::of(known)));
+        let (state, reason, todo) = match state.unwrap_or(row.state) {
             State::Connected => ("connected", None, String::new()),
-            State::Reauthorize { reason } if by_consent => {
+            State::Reauthorize { reason, .. } if by_consent => {
                 ("reauthorize", Some(reason), format!("`sidebearer connect {provider} --user {subject}`"))
             }
-            State::Reauthorize { reason } => {
+            State::Reauthorize { reason, .. } => {
                 let todo = format!("grant access again, then `sidebearer import {provider} --user {subject} ...`");
                 ("reauthorize", Some(reason), todo)
             }

@@ -7,6 +7,7 @@ pub mod grant;
 pub mod metadata;
 pub mod pkce;
 pub mod registration;
+pub mod wanted;
 pub mod wire;
 
 use std::str::FromStr;

@@ -46,6 +46,7 @@ use crate::metrics::Metrics;
 use crate::names::{ProviderName, Subject};
 use crate::oauth::Target;
 use crate::oauth::registration::Registration;
+use crate::oauth::wanted::Wanted;
 use crate::secret::Secret;
 
 pub use engine::Change;
@@ -118,6 +119,15 @@ impl Row {
         self.registration.is_none_or(|its| its == registration)
     }
 
+    /// Its state for who is this client of this server, and wants this.
+    pub fn state_for(&self, registration: Registration, wanted: Wanted) -> State {
+        match &self.state {
+            _ if !self.is_of(registration) => State::reauthorize(PROVIDER_CHANGED),
+            state if state.is_for(wanted) => state.clone(),
+            _ => State::Connected,
+        }
+    }
+
     /// Whether both are of one grant, however often it was renewed in between.
     pub fn is_of_grant(&self, other: &Row) -> bool {
         to_milliseconds(self.stored_at) == to_milliseconds(other.stored_at)
@@ -144,12 +154,34 @@ pub enum State {
     Reauthorize {
         /// Why, in a word.
         reason: String,
+        /// What was wanted, where no more than that was refused: the grant is still good for anything else.
+        wanted: Option<Wanted>,
     },
     /// The operator's.
     FixConfiguration {
         /// Why, in a word.
         reason: String,
     },
+}
+
+impl State {
+    /// It is the user's turn, whatever is wanted.
+    pub fn reauthorize(reason: impl Into<String>) -> Self {
+        State::Reauthorize { reason: reason.into(), wanted: None }
+    }
+
+    /// Why, in a word; nothing where it can be renewed.
+    pub fn reason(&self) -> &str {
+        match self {
+            State::Connected => "",
+            State::Reauthorize { reason, .. } | State::FixConfiguration { reason } => reason,
+        }
+    }
+
+    /// Whether it says something of who wants this.
+    pub fn is_for(&self, wanted: Wanted) -> bool {
+        !matches!(self, State::Reauthorize { wanted: Some(refused), .. } if *refused != wanted)
+    }
 }
 
 /// That a refresh token is about to be redeemed.

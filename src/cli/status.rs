@@ -87,6 +87,8 @@ fn printable(subject: &Subject) -> String {
 mod tests {
     use super::*;
     use crate::names::UserName;
+    use crate::oauth::wanted::Wanted;
+    use crate::oauth::{Grant, Provider};
     use crate::store::{Row, State};
 
     #[test]
@@ -98,7 +100,7 @@ mod tests {
             renewed_at: Some(now - Duration::from_secs(300)),
             ..Row::new("github".parse().unwrap(), Subject::User(UserName::default()), Default::default(), now)
         };
-        let lost = row(State::Reauthorize { reason: "lost_rotation".into() });
+        let lost = row(State::reauthorize("lost_rotation"));
         let lines = [Connection::of(None, lost.provider.clone(), lost.subject.clone(), Ok(lost))];
         assert_eq!(
             table(&lines, now),
@@ -106,5 +108,21 @@ mod tests {
              github    default  reauthorize (lost_rotation)  -        5 min ago  grant access again, then `sidebearer \
              import github --user default ...`\n"
         );
+    }
+
+    #[test]
+    fn scopes_that_were_refused_are_told_of_while_they_are_configured() {
+        // C15
+        let mut github = Provider::new("github".parse().unwrap(), "id", Grant::AuthorizationCode);
+        let subject = Subject::User(UserName::default());
+        let state = State::Reauthorize { reason: "invalid_scope".into(), wanted: Some(Wanted::of(&github)) };
+        let now = SystemTime::UNIX_EPOCH;
+        let row = Row { state, ..Row::new(github.name.clone(), subject.clone(), Default::default(), now) };
+        let of = |github: &Provider| {
+            Connection::of(Some(github), github.name.clone(), subject.clone(), Ok(row.clone())).state
+        };
+        assert_eq!(of(&github), "reauthorize");
+        github.target.scopes = vec!["repo".into()];
+        assert_eq!(of(&github), "connected");
     }
 }

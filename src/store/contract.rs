@@ -178,11 +178,9 @@ async fn no_grant_has_the_generation_of_one_before_it(ground: &Ground) {
 async fn grants_are_counted_by_provider_and_state(ground: &Ground) {
     let store = ground.store().await;
     assert_eq!(store.census().await.unwrap(), []);
-    for (name, state) in [
-        ("alice", State::Connected),
-        ("bob", State::Connected),
-        ("carol", State::Reauthorize { reason: "invalid_grant".into() }),
-    ] {
+    for (name, state) in
+        [("alice", State::Connected), ("bob", State::Connected), ("carol", State::reauthorize("invalid_grant"))]
+    {
         store.put(Row { state, ..row(name, 1) }, None).await.unwrap();
     }
     let mut counted = store.measured_by(&Metrics::default()).census().await.unwrap();
@@ -252,7 +250,7 @@ async fn an_intent_stays_until_the_row_is_written_or_marked(ground: &Ground) {
     store.put(clean.clone(), None).await.unwrap();
     store.intend(&lease, 1, intent.clone()).await.unwrap();
     assert_eq!(stored().await, Row { intent: Some(intent.clone()), ..clean.clone() });
-    let state = State::Reauthorize { reason: "lost_rotation".into() };
+    let state = State::reauthorize("lost_rotation");
     store.mark(&lease, 1, intent.clone(), state.clone()).await.unwrap();
     assert_eq!(stored().await, Row { state, ..clean.clone() });
     store.intend(&lease, 1, intent.clone()).await.unwrap();

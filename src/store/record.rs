@@ -119,7 +119,8 @@ impl From<&State> for StateRecord {
     fn from(state: &State) -> Self {
         let (state, reason) = match state {
             State::Connected => (CONNECTED, None),
-            State::Reauthorize { reason } => (REAUTHORIZE, Some(reason.clone())),
+            State::Reauthorize { reason, wanted: None } => (REAUTHORIZE, Some(reason.clone())),
+            State::Reauthorize { reason, wanted: Some(wanted) } => (REAUTHORIZE, Some(format!("{reason} {wanted}"))),
             State::FixConfiguration { reason } => (FIX_CONFIGURATION, Some(reason.clone())),
         };
         Self { state: state.into(), reason }
@@ -133,10 +134,19 @@ impl TryFrom<StateRecord> for State {
         let reason = stored.reason.unwrap_or_default();
         match &*stored.state {
             CONNECTED => Ok(State::Connected),
-            REAUTHORIZE => Ok(State::Reauthorize { reason }),
+            REAUTHORIZE => Ok(reauthorize(reason)),
             FIX_CONFIGURATION => Ok(State::FixConfiguration { reason }),
             _ => Err(()),
         }
+    }
+}
+
+/// A reason by itself, as every one was written before, or with what was wanted.
+fn reauthorize(reason: String) -> State {
+    let split = reason.split_once(' ').and_then(|(reason, wanted)| Some((reason, wanted.parse().ok()?)));
+    match split {
+        Some((reason, wanted)) => State::Reauthorize { reason: reason.into(), wanted: Some(wanted) },
+        None => State::reauthorize(reason),
     }
 }
 
@@ -232,6 +242,21 @@ mod tests {
         for milliseconds in [i64::MIN, -1, 0, 1, i64::MAX] {
             let time = from_milliseconds(milliseconds);
             assert!(time == UNIX_EPOCH || to_milliseconds(time) == milliseconds.max(-i64::MAX), "{milliseconds}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_written_with_the_reason_and_a_reason_without_it_is_read() {
+        let wanted = "0123456789abcdef".parse().ok();
+        let refused = State::Reauthorize { reason: "invalid_scope".into(), wanted };
+        for (state, reason) in [
+            (refused, "invalid_scope 0123456789abcdef"),
+            (State::reauthorize("invalid_scope"), "invalid_scope"),
+            (State::reauthorize("error 400"), "error 400"),
+        ] {
+            let stored = StateRecord::from(&state);
+            assert_eq!((&*stored.state, stored.reason.as_deref()), ("reauthorize", Some(reason)));
+            assert_eq!(State::try_from(stored), Ok(state));
         }
     }
 

@@ -55,7 +55,7 @@ pub(super) fn row(name: &str, generation: u64) -> Row {
         granted_scopes: Some(vec!["a".into()]),
         further_scopes: vec!["b".into(), "c".into()],
         registration: "0123456789abcdef0123456789abcdef".parse().ok(),
-        state: State::Reauthorize { reason: "invalid_grant".into() },
+        state: State::reauthorize("invalid_grant"),
         intent: Some(Intent { refresh_token_hash: [7; 32], at: at(900) }),
         renewed_at: Some(at(1001)),
         stored_at: at(1002),

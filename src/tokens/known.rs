@@ -14,6 +14,7 @@ use crate::names::{ProviderName, Subject};
 use crate::oauth::grant::{self, Ask};
 use crate::oauth::metadata::{self, Metadata};
 use crate::oauth::registration::{Registration, server};
+use crate::oauth::wanted::Wanted;
 use crate::oauth::wire::{self, Answer, Failure};
 use crate::oauth::{Endpoint, Provider, Target};
 use crate::secret::Secret;
@@ -94,6 +95,7 @@ pub(super) struct Known {
     pub(super) provider: Arc<Provider>,
     pub(super) target: Arc<Target>,
     pub(super) registration: Registration,
+    pub(super) wanted: Wanted,
     pub(super) turns: Arc<Turns>,
     /// What its issuer says of itself, once discovered.
     metadata: OnceCell<Metadata>,
@@ -150,8 +152,8 @@ pub enum Revocation {
 impl Known {
     pub(super) fn new(provider: Arc<Provider>, turns: Arc<Turns>) -> Self {
         let target = Arc::new(provider.target.clone());
-        let registration = Registration::of(&provider);
-        Self { provider, target, registration, turns, metadata: OnceCell::new() }
+        let (registration, wanted) = (Registration::of(&provider), Wanted::of(&provider));
+        Self { provider, target, registration, wanted, turns, metadata: OnceCell::new() }
     }
 
     /// The token of a user or of the client.

@@ -237,8 +237,8 @@ impl Renewal<'_> {
             return Err(Redeemed::No(self.reauthorize("no_refresh_token")));
         };
         let refusal = self.slot.lock().refusal(row.generation);
-        if let Some(reason) = refusal {
-            return Err(self.refused_before(row, lease, reason).await);
+        if let Some(state) = refusal.filter(|state| state.is_for(self.known.wanted)) {
+            return Err(self.refused_before(row, lease, state).await);
         }
         // Left by an earlier try whose answer nobody saw: the provider may have replaced this token already.
         let unsure = left_open(row);
@@ -251,15 +251,16 @@ impl Renewal<'_> {
         let by = before + SEND_WITHIN;
         match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row)), Some(by)).await {
             Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
-            // What is asked for is more than the user has consented to: only they can change that.
+            // What is asked for is more than the user has consented to: only they can change that, or whoever wrote it
+            // down. The grant is as good as it was.
             Err(Refusal::Failed(Failure::FixConfiguration { error }))
                 if error == "invalid_scope" && self.consents() =>
             {
-                Err(self.dead(&attempt, error).await)
+                Err(self.dead(&attempt, RowState::Reauthorize { reason: error, wanted: Some(self.known.wanted) }).await)
             }
             Err(Refusal::Failed(Failure::Reauthorize { error })) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
-                Err(self.dead(&attempt, reason).await)
+                Err(self.dead(&attempt, RowState::reauthorize(reason)).await)
             }
             Err(Refusal::Failed(Failure::FixConfiguration { error })) => {
                 self.mark(&attempt, RowState::FixConfiguration { reason: error.clone() }).await;
@@ -322,24 +323,24 @@ impl Renewal<'_> {
     }
 
     /// The provider refused the refresh token: for good, unless a sibling has stored a newer one (C15).
-    async fn dead(&self, attempt: &Attempt<'_>, reason: String) -> Redeemed {
+    async fn dead(&self, attempt: &Attempt<'_>, state: RowState) -> Redeemed {
         match self.stored().await {
             Ok(Some(now)) if now.generation != attempt.row.generation => return Redeemed::Replaced,
             Ok(_) => {}
             Err(error) => return Redeemed::No(error),
         }
         // Whether that can be stored or not: it is never sent again.
-        self.slot.lock().refused(attempt.row.generation, reason.clone());
-        self.mark(attempt, RowState::Reauthorize { reason: reason.clone() }).await;
-        Redeemed::No(self.reauthorize(&reason))
+        self.slot.lock().refused(attempt.row.generation, state.clone());
+        self.mark(attempt, state.clone()).await;
+        Redeemed::No(self.reauthorize(state.reason()))
     }
 
     /// The provider has refused the token of this very row already, and the store could not be told.
-    async fn refused_before(&self, row: &Row, lease: &Arc<Lease>, reason: String) -> Redeemed {
+    async fn refused_before(&self, row: &Row, lease: &Arc<Lease>, state: RowState) -> Redeemed {
         if let Some(intent) = row.intent.clone() {
-            self.mark(&Attempt { row, lease, intent }, RowState::Reauthorize { reason: reason.clone() }).await;
+            self.mark(&Attempt { row, lease, intent }, state.clone()).await;
         }
-        Redeemed::No(self.reauthorize(&reason))
+        Redeemed::No(self.reauthorize(state.reason()))
     }
 
     /// Says what became of the attempt. One that another process has made meanwhile is its own to judge.
@@ -401,8 +402,8 @@ impl Renewal<'_> {
         if let Some(token) = self.adopt(&row) {
             return Ok(Found::Token(token));
         }
-        match &row.state {
-            RowState::Reauthorize { reason } => Err(self.reauthorize(reason)),
+        match row.state_for(self.slot.key.registration, self.known.wanted) {
+            RowState::Reauthorize { reason, .. } => Err(self.reauthorize(&reason)),
             RowState::Connected | RowState::FixConfiguration { .. } => Ok(Found::Grant(Box::new(row))),
         }
     }

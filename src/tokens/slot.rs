@@ -14,7 +14,7 @@ use super::refresh::Unsaved;
 use super::{Bearer, Cause, Flight, Key, TokenError};
 use crate::clock::Now;
 use crate::secret::Secret;
-use crate::store::Access;
+use crate::store::{Access, State as RowState};
 
 /// A token is not used in its last seconds: it has to arrive, too.
 const EARLY: Duration = Duration::from_secs(5);
@@ -63,8 +63,8 @@ pub(super) struct State {
     pub(super) unsaved: Option<Box<Unsaved>>,
     /// The generation of the stored grant when it was last looked at.
     seen: Option<u64>,
-    /// The generation whose refresh token the provider has refused for good, and the reason.
-    refused: Option<Box<(u64, String)>>,
+    /// The generation whose refresh token the provider has refused for good, and what its row should say of it.
+    refused: Option<Box<(u64, RowState)>>,
 }
 
 /// A token and its times.
@@ -258,12 +258,12 @@ impl State {
     }
 
     /// Notes that the provider refuses the refresh token of a generation for good.
-    pub(super) fn refused(&mut self, generation: u64, reason: String) {
-        self.refused = Some(Box::new((generation, reason)));
+    pub(super) fn refused(&mut self, generation: u64, state: RowState) {
+        self.refused = Some(Box::new((generation, state)));
     }
 
-    /// Why the provider has refused the refresh token of this generation, if it has.
-    pub(super) fn refusal(&self, generation: u64) -> Option<String> {
+    /// What the row of this generation should say of the refresh token, if the provider has refused it.
+    pub(super) fn refusal(&self, generation: u64) -> Option<RowState> {
         self.refused.as_ref().filter(|refused| refused.0 == generation).map(|refused| refused.1.clone())
     }
 

@@ -85,7 +85,7 @@ async fn after_the_death_of_its_holder_the_old_token_is_tried_once() {
             assert_eq!(brought.unwrap_err().to_string(), told);
             pass(60.0).await;
             assert_eq!(other.tokens.bearer(&key).await.unwrap_err().to_string(), told);
-            let lost = State::Reauthorize { reason: "lost_rotation".into() };
+            let lost = State::reauthorize("lost_rotation");
             assert_eq!(fleet.row(&key).await.unwrap().state, lost);
         }
         assert_eq!(fleet.server.calls(), 2);
@@ -189,7 +189,7 @@ async fn a_refusal_that_could_not_be_stored_is_not_asked_for_again() {
         assert_eq!(fleet.server.calls(), 1);
         pass(2.0).await;
     }
-    assert_eq!(fleet.row(&key).await.unwrap().state, State::Reauthorize { reason: "invalid_grant".into() });
+    assert_eq!(fleet.row(&key).await.unwrap().state, State::reauthorize("invalid_grant"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,7 +171,7 @@ async fn a_dead_grant_is_asked_for_once_and_its_token_serves_to_its_end() {
     assert_eq!(world.request(&key).await, Got::Nothing(dead("invalid_grant")));
     assert_eq!(world.server.calls(), 2);
     let row = world.row(&key).await;
-    assert_eq!(row.state, State::Reauthorize { reason: "invalid_grant".into() });
+    assert_eq!(row.state, State::reauthorize("invalid_grant"));
     assert!(row.refresh_token.is_some() && row.intent.is_none());
 }
 

@@ -195,7 +195,7 @@ async fn after_a_lost_answer_a_strict_provider_ends_the_grant_and_that_is_told()
     }
     assert_eq!(world.server.calls(), 2, "the old one is tried once");
     let row = world.row(&key).await;
-    assert_eq!((row.state, row.intent), (State::Reauthorize { reason: "lost_rotation".into() }, None));
+    assert_eq!((row.state, row.intent), (State::reauthorize("lost_rotation"), None));
 }
 
 #[tokio::test(start_paused = true)]
