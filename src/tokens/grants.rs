@@ -296,7 +296,8 @@ impl Tokens {
         let mut state = slot.lock();
         // A renewal that was under way may have found it meanwhile; one more would redeem it for nothing.
         if state.generation().is_some_and(|held| held < stored) {
-            // The token at hand serves until the new one is there.
+            // The token at hand serves until the new one is there, which may take more than one try.
+            state.replaced_by(stored);
             Inner::fly_ahead(&self.inner, slot, &mut state);
         }
     }

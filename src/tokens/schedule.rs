@@ -79,7 +79,7 @@ impl Plans {
 /// A plan can be outdated: the slot alone knows whether the token that it was made for is due now.
 fn renew_ahead(tokens: &Arc<Inner>, slot: &Arc<Slot>) {
     let mut state = slot.lock();
-    if state.due_and_used(tokens.clock.now()) {
+    if state.due_and_worth_it(tokens.clock.now()) {
         Inner::fly_ahead(tokens, slot, &mut state);
     }
     drop(state);

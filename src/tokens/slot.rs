@@ -63,6 +63,9 @@ pub(super) struct State {
     pub(super) unsaved: Option<Box<Unsaved>>,
     /// The generation of the stored grant when it was last looked at.
     seen: Option<u64>,
+    /// The generation of the stored grant that is to take the place of the one of the token at hand, as soon as it can be
+    /// renewed.
+    replaced_by: Option<u64>,
     /// The generation whose refresh token the provider has refused for good, and what its row should say of it.
     refused: Option<Box<(u64, RowState)>>,
 }
@@ -277,6 +280,16 @@ impl State {
         self.seen.replace(generation) != Some(generation)
     }
 
+    /// Notes that a grant of this generation is to take the place of the one of the token at hand.
+    pub(super) fn replaced_by(&mut self, generation: u64) {
+        self.replaced_by = Some(generation);
+    }
+
+    /// Whether the token at hand is of a grant that another one has replaced.
+    fn is_of_the_grant_before(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| self.replaced_by.is_some_and(|newer| token.generation < newer))
+    }
+
     /// Whether a token from the store is a later one than the token at hand, and not the one that was rejected, under
     /// another number.
     pub(super) fn is_news(&self, stored: &Token, cause: Cause) -> bool {
@@ -313,13 +326,15 @@ impl State {
 
     /// Whether the token should be renewed now, ahead of its end, by a request that comes along.
     pub(super) fn due(&self, now: Now) -> bool {
-        let due = self.token.as_ref().and_then(|token| token.renew_at).is_some_and(|at| at <= now.instant);
+        let planned = self.token.as_ref().and_then(|token| token.renew_at).is_some_and(|at| at <= now.instant);
+        let due = planned || self.is_of_the_grant_before();
         due && self.flight.is_none() && self.resting(now).is_none()
     }
 
-    /// Whether the planned renewal is worth a call: only for a token that was used since the last one.
-    pub(super) fn due_and_used(&self, now: Now) -> bool {
-        self.used && self.due(now)
+    /// Whether the planned renewal is worth a call: only for a token that was used since the last one, or that should not be
+    /// used any more.
+    pub(super) fn due_and_worth_it(&self, now: Now) -> bool {
+        (self.used || self.is_of_the_grant_before()) && self.due(now)
     }
 
     /// Forgets what failed, and how often a 401 has forced a renewal. A grant that is refused for good stays refused.
@@ -418,7 +433,8 @@ impl State {
 
     /// When the scheduler should look again, while the token lives.
     pub(super) fn next_renewal(&self, now: Now) -> Option<Instant> {
-        let at = self.token.as_ref().filter(|token| token.lives(now))?.renew_at?;
+        let token = self.token.as_ref().filter(|token| token.lives(now))?;
+        let at = if self.is_of_the_grant_before() { now.instant } else { token.renew_at? };
         Some(self.rest.as_ref().map_or(at, |rest| at.max(rest.until)))
     }
 
@@ -446,6 +462,10 @@ impl State {
     }
 
     fn rest_after(&mut self, now: Now, mut error: TokenError, way_changed: bool) -> TokenError {
+        if error.is_for_the_user() {
+            // Nothing more comes of it before another one is stored, and the token at hand serves until its end (SEMANTICS C15).
+            self.replaced_by = None;
+        }
         let rest = match &mut error {
             TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
             TokenError::FixConfiguration { .. } => REFUSED_REST,

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::server::Act;
-use super::world::{Got, World, pass, provider, user};
+use super::world::{Got, World, figure, pass, provider, user};
 use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
@@ -558,6 +558,46 @@ async fn a_grant_that_another_process_imports_takes_the_place_of_a_token_that_is
     pass(1.0).await;
     assert_ne!(value(&world.bearer_at_once(&key).await), value(&first));
     assert_eq!(world.server.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_another_process_imports_is_tried_again_when_its_renewal_fails() {
+    // TOK-029, C15
+    for used in [true, false] {
+        let world = world().await;
+        let key = world.connect("alice").await;
+        follows(&world.tokens);
+        world.bearer(&key).await;
+        if !used {
+            // Renewed ahead, and nobody has come since.
+            pass(3310.0).await;
+        }
+        let before = world.server.calls();
+        world.server.book().acts.push_back(Act::Say(503, &[], ""));
+        let theirs = world.server.grant("alice");
+        world.import(&key, theirs.clone(), None).await;
+        pass(60.0).await;
+        assert_eq!(world.server.calls(), before + 2, "used: {used}");
+        let bearer = world.bearer_at_once(&key).await;
+        assert!(world.server.is_of(&bearer, theirs.expose()), "used: {used}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_another_process_imports_and_that_is_refused_is_left_to_the_user() {
+    // TOK-029, C15
+    let world = world().await;
+    let key = world.connect("alice").await;
+    follows(&world.tokens);
+    let first = world.bearer(&key).await;
+    world.server.book().acts.push_back(Act::Say(400, &[], r#"{"error":"invalid_grant"}"#));
+    world.import(&key, world.server.grant("alice"), None).await;
+    for _ in 0..60 {
+        pass(1.0).await;
+        assert_eq!(value(&world.bearer_at_once(&key).await), value(&first));
+    }
+    let tries = figure(&world, "renewals_total{provider=\"acme\",cause=\"ahead\",outcome=\"reauthorize\"}");
+    assert_eq!((world.server.calls(), tries), (2, Some(1.0)));
 }
 
 /// As it comes of a wait, if it comes within a second.

@@ -25,6 +25,8 @@ pub(super) struct World {
     pub clock: Clock,
     pub server: Arc<Server>,
     pub store: Store,
+    /// The same, as the command line has it.
+    command_line: Store,
     pub events: Events,
     pub drain: Drain,
     pub tokens: Tokens,
@@ -58,9 +60,9 @@ impl World {
         let providers: Vec<_> = providers.into_iter().map(Arc::new).collect();
         let (clock, server) = (Clock::stepped(), Arc::new(Server::default()));
         let (events, drain) = (Events::default(), Drain::default());
-        let store = open(directory.path()).await;
+        let (store, command_line) = (open(directory.path()).await, open(directory.path()).await);
         let tokens = tokens(&providers, &store, &server, &clock, &events, &drain);
-        Self { directory, clock, server, store, events, drain, tokens, providers }
+        Self { directory, clock, server, store, command_line, events, drain, tokens, providers }
     }
 
     /// Another process over the same store.
@@ -120,7 +122,10 @@ impl World {
         let row = Row::new(key.provider.clone(), key.subject.clone(), (*key.target).clone(), now);
         // A renewal may be under way.
         let registration = Some(key.registration);
-        self.store.replace(Row { refresh_token: Some(refresh_token), access, registration, ..row }).await.unwrap();
+        self.command_line
+            .replace(Row { refresh_token: Some(refresh_token), access, registration, ..row })
+            .await
+            .unwrap();
     }
 
     pub async fn row(&self, key: &Key) -> Row {
