@@ -104,9 +104,9 @@ def test_a_deadline_ends_the_call_at_both_ends_and_leaves_the_others_alone(chann
     waiting = open_channel.unary_stream("/test.Api/Wait")(b"")
     assert next(waiting) == b"begun"
     with pytest.raises(grpc.RpcError) as late:
-        unary(open_channel, "Hang")(b"", timeout=0.5)
+        unary(open_channel, "Hang")(b"", timeout=2)
     assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert api.cancelled.wait(5)
+    assert api.cancelled.wait(30)
     api.released.set()
     assert list(waiting) == [b"done"]
 
@@ -117,7 +117,7 @@ def test_a_call_that_is_cancelled_is_cancelled_at_the_api(channel, api, method):
     wait_for(lambda: api.calls, "the call to arrive")
     call.cancel()
     assert call.code() == grpc.StatusCode.CANCELLED
-    assert api.cancelled.wait(5)
+    assert api.cancelled.wait(30)
 
 
 def test_a_call_with_a_revoked_token_succeeds_and_is_made_twice(channel, api, servers):

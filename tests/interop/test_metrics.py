@@ -24,7 +24,7 @@ sidebearer_ca_expiry_seconds
 
 def scrape(running, **headers):
     """What is there, kept for the search for secrets."""
-    answer = httpx.get(f"{running.health}/metrics", headers=headers, trust_env=False, timeout=10)
+    answer = httpx.get(f"{running.health}/metrics", headers=headers, trust_env=False, timeout=60)
     assert answer.status_code == 200
     outputs = running.sidebearer.outputs
     (outputs / f"{len(list(outputs.iterdir()))}-metrics").write_text(answer.text)
@@ -45,12 +45,14 @@ def busy(sidebearer, servers):
         servers.tell("revoke")
         assert client.get("https://old.test/echo").status_code == 401
         assert client.get("http://nowhere.test/").status_code == 502
+    # It is counted once its answer is written.
+    wait_for(lambda: "sidebearer_refusals_total{" in scrape(running), "the last request to be counted")
     return running
 
 
 def test_a_scrape_after_real_traffic_has_what_was_promised_and_promtool_finds_nothing_wrong(busy):
     text = scrape(busy)
-    judged = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30)
+    judged = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=120)
     assert (judged.returncode, judged.stdout + judged.stderr) == (0, "")
     names = set(re.findall(r"^([a-z_]+)[{ ]", text, re.M))
     assert set(FIXED) - names == set()
@@ -63,10 +65,11 @@ def test_a_scrape_after_real_traffic_has_what_was_promised_and_promtool_finds_no
 
 def test_prometheus_reads_both_forms(busy):
     """As a server that scrapes asks: for OpenMetrics first."""
-    newer = scrape(busy, accept="application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3")
-    assert newer.endswith("# EOF\n")
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+    assert scrape(busy, accept=accept).endswith("# EOF\n")
     series = lambda text: {line.rsplit(" ", 1)[0] for line in text.splitlines() if line[:1] != "#"}
-    assert series(newer) == series(scrape(busy))
+    # Something may end between the two.
+    wait_for(lambda: series(scrape(busy, accept=accept)) == series(scrape(busy)), "the same in both")
 
 
 def test_a_probe_says_that_it_stops_while_the_last_request_is_answered(sidebearer, servers):
@@ -74,12 +77,21 @@ def test_a_probe_says_that_it_stops_while_the_last_request_is_answered(sidebeare
     with running.client() as client, client.stream("GET", f"{API}/events") as answer:
         assert answer.status_code == 200
         running.process.terminate()
-        stopping = lambda: httpx.get(f"{running.health}/readyz", trust_env=False).status_code == 503
-        wait_for(stopping, "readiness to end")
-        assert httpx.get(f"{running.health}/livez", trust_env=False).status_code == 200
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://{running.address}", trust_env=False)
+        asked = lambda path: httpx.get(f"{running.health}{path}", trust_env=False, timeout=60).status_code
+        wait_for(lambda: asked("/readyz") == 503, "readiness to end")
+        assert asked("/livez") == 200
+        wait_for(lambda: is_refused(running.address), "the listener to close")
         servers.tell("announce", data="last")
         servers.tell("fall-silent")
         assert "data: last" in list(answer.iter_lines())
-    assert running.process.wait(timeout=10) == 0
+    assert running.process.wait(timeout=40) == 0
+
+
+def is_refused(address):
+    try:
+        httpx.get(f"http://{address}", trust_env=False, timeout=60)
+    except httpx.ConnectError:
+        return True
+    except httpx.HTTPError:
+        # Taken as the listener closed.
+        return False

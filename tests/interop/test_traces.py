@@ -21,7 +21,7 @@ class Collector:
     """A collector that keeps what it is sent; it answers as `statuses` say, and then with 200."""
 
     def __init__(self):
-        self.posts, self.statuses = [], []
+        self.posts, self.statuses, self.answered = [], [], 0
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +35,7 @@ class Collector:
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+                collector.answered += 1
 
             def log_message(self, *_):
                 pass
@@ -79,9 +80,11 @@ def test_a_request_with_a_401_is_one_trace_in_which_each_try_and_each_wait_has_i
         assert client.get(f"{API}/echo?secret=in-the-query").status_code == 200
         servers.tell("revoke")
         assert client.get(f"{API}/echo?secret=in-the-query", headers=context).status_code == 200
+    of_the_second = lambda: [(span, resource) for span, resource in collector.spans() if span.trace_id.hex() == TRACE]
+    wait_for(lambda: SERVER in {span.kind for span, _ in of_the_second()}, "the span of the request")
     running.terminate()
 
-    spans = [(span, resource) for span, resource in collector.spans() if span.trace_id.hex() == TRACE]
+    spans = of_the_second()
     assert {resource["deployment.environment.name"] for _, resource in spans} == {"test"}
     assert {resource["service.name"] for _, resource in spans} == {"sidebearer"}
     server = next(span for span, _ in spans if span.kind == SERVER)
@@ -112,6 +115,7 @@ def test_the_agent_decides_of_its_traces_and_the_sample_of_all_others(sidebearer
         for flags in ("00", "01"):
             client.get(f"{API}/echo", headers={"traceparent": f"00-{TRACE}-{PARENT}-{flags}"})
         client.get(f"{API}/echo")
+    wait_for(lambda: SERVER in {span.kind for span, _ in collector.spans()}, "the span of the request")
     running.terminate()
     assert [span.kind for span, _ in collector.spans()].count(SERVER) == 1
 
@@ -120,7 +124,7 @@ def test_a_collector_that_is_busy_is_asked_again_and_gets_each_span_once(sidebea
     collector.statuses = [503]
     running = sidebearer(**traces(collector)).run()
     running.get()
-    wait_for(lambda: len(collector.posts) == 2, "a second try")
+    wait_for(lambda: collector.answered == 2, "the answer to a second try")
     assert collector.posts[0][2] == collector.posts[1][2]
     running.terminate()
     assert len(collector.posts) == 2
