@@ -12,8 +12,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]
-# Every answer comes from this machine: what is slow here is stuck.
-PATIENCE = 10_000
+# Every answer comes from this machine: what is slower is stuck.
+PATIENCE = 30_000
 
 
 class Chromium:
@@ -25,7 +25,7 @@ class Chromium:
         rules += ["MAP * ~NOTFOUND", "EXCLUDE 127.0.0.1", "EXCLUDE localhost"]
         self.playwright = sync_playwright().start()
         self.program = self.playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=[*FLAGS, f"--host-resolver-rules={', '.join(rules)}"],
+            executable_path=shutil.which("chromium"), args=[*FLAGS, f"--host-resolver-rules={', '.join(rules)}"], timeout=120_000,
         )
         expect.set_options(timeout=PATIENCE)
 

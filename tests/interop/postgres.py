@@ -32,7 +32,6 @@ class Postgres:
         self.programs = programs()
         self.folder = Path(tempfile.mkdtemp(prefix="sidebearer-postgres-"))
         self.data, self.log = self.folder / "data", self.folder / "log"
-        self.port = free_port()
         self.process = None
         self.starter = ThreadPoolExecutor(1)
         self.databases = 0
@@ -43,6 +42,8 @@ class Postgres:
         self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
         access = self.folder / "access"
         access.write_text(ACCESS)
+        # Not before: meanwhile it would be anybody's.
+        self.port = free_port()
         settings = {
             "listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "hba_file": access,
             "ssl": "on", "ssl_cert_file": cert, "ssl_key_file": key, "password_encryption": "scram-sha-256",

@@ -29,7 +29,7 @@ def admin(sidebearer):
     def run(**settings):
         settings = {"providers": {"main": CONSENT}} | settings
         running = sidebearer(**settings).run()
-        opened.append(httpx.Client(base_url=running.admin, trust_env=False, timeout=10))
+        opened.append(httpx.Client(base_url=running.admin, trust_env=False, timeout=60))
         return running, opened[-1]
 
     yield run
@@ -157,14 +157,15 @@ def field(page, name):
 def test_a_form_counts_only_with_the_field_and_the_cookie_of_the_same_browser(admin, servers):
     """LST-021"""
     running, mine = admin()
-    with httpx.Client(base_url=running.admin, trust_env=False) as theirs:
+    with httpx.Client(base_url=running.admin, trust_env=False, timeout=60) as theirs:
         page = "/connect/main?user=default"
         csrf, other = (field(somebody.get(page).text, "csrf") for somebody in (mine, theirs))
         form = {"user": "default", "scope": ""}
         assert mine.post("/connect/main", data=form).status_code == 403
         assert mine.post("/connect/main", data=form | {"csrf": ""}).status_code == 403
         assert mine.post("/connect/main", data=form | {"csrf": other}).status_code == 403
-        assert httpx.post(f"{running.admin}/connect/main", data=form | {"csrf": csrf}, trust_env=False).status_code == 403
+        nobody = httpx.post(f"{running.admin}/connect/main", data=form | {"csrf": csrf}, trust_env=False, timeout=60)
+        assert nobody.status_code == 403
         assert mine.get(page.replace("/connect/main?", "/disconnect?"), params={"provider": "main", "csrf": csrf}).status_code in {404, 405}
         begun = mine.post("/connect/main", data=form | {"csrf": csrf})
         assert (begun.status_code, begun.headers["location"].startswith("https://auth.test/auth?")) == (303, True)
@@ -193,7 +194,7 @@ def test_the_admin_listener_cannot_be_reached_through_the_proxy(admin):
 
 def said_to(address, text):
     host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as stream:
+    with socket.create_connection((host, int(port)), timeout=60) as stream:
         stream.sendall(text.encode())
         return stream.recv(65536)
 

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import time
+from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -29,7 +30,7 @@ class Desk:
 
     def url(self):
         """What the browser was opened with."""
-        wait_for(self.opened.exists, "the browser to be opened", seconds=10)
+        wait_for(self.opened.exists, "the browser to be opened")
         [url] = self.opened.read_text().splitlines()
         return url
 
@@ -200,11 +201,11 @@ def test_a_running_sidecar_uses_what_the_command_line_connected_and_disconnected
     alice.open(here.url())
     alice.consent()
     assert_connected(here, connecting)
-    wait_for(lambda: running.get().status_code == 200, "the new connection to be used", seconds=5)
+    wait_for(lambda: running.get().status_code == 200, "the new connection to be used")
     done = here.agent.command("disconnect", "main", "--config", here.agent.config)
     assert done.stdout == "disconnected `main` for `default`, and revoked at the provider\n"
     assert servers.report()["revokedGrants"] == 1
-    wait_for(lambda: running.get().status_code == 403, "the connection to be gone", seconds=5)
+    wait_for(lambda: running.get().status_code == 403, "the connection to be gone")
     assert here.state() == "not_connected"
     alice.sees_state(running, "not_connected")
 
@@ -245,13 +246,14 @@ def test_a_device_that_is_told_to_slow_down_asks_five_seconds_less_often(desk, s
     asked = time.time()
     connecting = here.connect("--device", "--no-browser")
     at_the_device_page(connecting, alice)
-    wait_for(lambda: servers.report()["polls"], "the first poll", seconds=5)
+    wait_for(lambda: servers.report()["polls"], "the first poll")
     alice.press("It does")
     alice.consent()
     assert_connected(here, connecting)
-    first, second = servers.report()["polls"]
-    assert 1 <= first - asked < 4
-    assert 6 <= second - first < 8
+    first, second, *_ = servers.report()["polls"]
+    # After the provider's one second and not the usual five; then after five more, and not ten.
+    assert 1 <= first - asked < 5
+    assert 6 <= second - first < 11
 
 
 def test_a_device_whose_user_says_no_is_told_so(desk, servers, person):
@@ -262,4 +264,5 @@ def test_a_device_whose_user_says_no_is_told_so(desk, servers, person):
     alice.press("It does not")
     assert_failed(here, connecting, "access_denied")
     # Asked once a second, until the answer was final.
-    assert len(servers.report()["polls"]) <= 4
+    polls = servers.report()["polls"]
+    assert polls and all(later - earlier >= 0.99 for earlier, later in pairwise(polls))

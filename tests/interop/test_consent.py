@@ -160,7 +160,7 @@ def test_callbacks_that_race_cost_one_exchange(consent, servers, person):
     url = callback(alice, servers, running)
     cookies = {cookie["name"]: cookie["value"] for cookie in alice.context.cookies(running.admin)}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: httpx.get(url, cookies=cookies, trust_env=False), range(8)))
+        answers = list(pool.map(lambda _: httpx.get(url, cookies=cookies, trust_env=False, timeout=60), range(8)))
     assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers if answer.status_code != 200]
     assert calls(servers) == {"authorization_code": 1}
     assert running.get().status_code == 200
@@ -305,7 +305,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize("page", ELSEWHERE)
 def test_no_consent_ends_at_a_page_that_is_not_allowed(consent, servers, page):
     running = consent({"return_to": ["https://app.test/settings/"]})
-    answer = httpx.get(f"{running.admin}/connect/main", params={"user": "default", "return_to": page}, trust_env=False)
+    answer = httpx.get(f"{running.admin}/connect/main", params={"user": "default", "return_to": page}, trust_env=False, timeout=60)
     assert answer.status_code == 400, answer.text
     assert 'name="return_to"' not in answer.text
 
@@ -315,10 +315,10 @@ def links_in_the_log(running):
 
 
 def test_requests_that_wait_for_their_user_go_on_after_the_consent_and_one_link_is_logged(consent, person):
-    running, alice = consent(on_missing={"wait": "30s"}), person()
+    running, alice = consent(on_missing={"wait": "50s"}), person()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(running.get) for _ in range(3)]
-        wait_for(lambda: links_in_the_log(running), "the link in the log", seconds=10)
+        wait_for(lambda: links_in_the_log(running), "the link in the log")
         alice.open(f"{running.admin}/")
         link = alice.page.locator("#waiting a")
         expect(link).to_have_count(1)
@@ -327,7 +327,7 @@ def test_requests_that_wait_for_their_user_go_on_after_the_consent_and_one_link_
         alice.press("Continue to Main")
         alice.consent()
         alice.sees("Main is connected")
-        assert [request.result(timeout=10).status_code for request in waiting] == [200] * 3
+        assert [request.result(timeout=60).status_code for request in waiting] == [200] * 3
     assert len(links_in_the_log(running)) == 1
 
 
@@ -335,7 +335,8 @@ def test_a_request_that_waited_in_vain_is_told_where_to_connect(consent):
     running = consent(on_missing={"wait": "1s"})
     asked = time.monotonic()
     answer = running.get()
-    assert 1 <= time.monotonic() - asked < 5
+    # Not as long as others are waited for.
+    assert 1 <= time.monotonic() - asked < 20
     assert (answer.status_code, answer.json()["code"]) == (403, "not_connected")
     assert "/connect/main" in answer.json()["connect_url"]
 

@@ -29,7 +29,7 @@ def killed_while_renewing(servers, running, before_answer, microseconds=0):
     """Kills the sidecar around the provider's answer to the next request's renewal."""
     servers.tell("kill", pid=running.process.pid, beforeAnswer=before_answer, microseconds=microseconds)
     get(running)
-    wait_for(lambda: running.process.poll() is not None, "the sidecar to be killed", seconds=10)
+    wait_for(lambda: running.process.poll() is not None, "the sidecar to be killed")
 
 
 def lost(agent):
@@ -47,7 +47,7 @@ def test_a_rotation_lost_before_its_answer_arrived_is_tried_once_and_reported(si
     assert lost(agent), agent.connection("user")
     assert servers.report()["token"]["calls"] == {"refresh_token": 1}
     agent.connect("user")
-    wait_for(lambda: get(restarted) == 200, "the new connection to be used", seconds=5)
+    wait_for(lambda: get(restarted) == 200, "the new connection to be used")
 
 
 def connected(sidebearer, servers):
@@ -98,7 +98,7 @@ def test_kill_9_at_random_moments_loses_no_connection_silently(sidebearer, serve
             tally["silently gone"] += 1
             print(f"kill {number}, {microseconds} us after the answer: {agent.connection('user')}")
         agent.connect("user")
-        wait_for(lambda: get(running) == 200, "the new connection to be used", seconds=5)
+        wait_for(lambda: get(running) == 200, "the new connection to be used")
     figure(f"{KILLS} kills within {span} us of the answer, the last loss {latest_loss} us after it, seed {seed}: {dict(tally)}")
     assert tally["silently gone"] == 0
     assert tally["survived"] > 0

@@ -2,12 +2,21 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
 from world import HERE, free_port
 
+# What takes long to start when nothing of it was read before, and is given 10 s.
+SLOW = (["chromium", "--version"], ["java", "-version"], [HERE / ".venv/bin/python", "-m", "pip", "--version"])
 PATH = os.pathsep.join([str(HERE / ".venv/bin"), str(HERE / "node_modules/.bin"), os.environ["PATH"]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    for command in SLOW:
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def doctor(agent, *command, as_is=False, **environment):

@@ -45,7 +45,7 @@ def test_a_listener_that_hangs_up_is_missed_at_the_api(sidebearer, servers, host
         assert servers.report()["open"]["events"] == 1
         # Its connection: httpx ends a stream of HTTP/2 without telling the other side.
         client.close()
-        wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone", seconds=5)
+        wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone")
 
 
 def test_an_agent_killed_in_the_middle_is_missed_at_the_api(sidebearer, servers):
@@ -54,7 +54,7 @@ def test_an_agent_killed_in_the_middle_is_missed_at_the_api(sidebearer, servers)
     client.ask("fetch", url="https://api.test/events")
     assert servers.report()["open"]["events"] == 1
     client.kill()
-    wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone", seconds=5)
+    wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone")
 
 
 @pytest.mark.parametrize("way", ["fetch", "eventSource"])
@@ -67,6 +67,6 @@ def test_nodes_own_clients_get_each_event_as_it_is_sent_and_a_new_token_when_the
             servers.tell("announce", data=f"{attempt} {number}")
             assert client.ask("next") == {"data": f"{attempt} {number}"}
         client.ask("hangUp")
-        wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone", seconds=5)
+        wait_for(lambda: servers.report()["open"]["events"] == 0, "the API to see it gone")
         servers.tell("revoke")
     assert servers.report()["api"] == {"requests": 3, "authorized": 2, "refused": 1, "held": 0}

@@ -166,8 +166,8 @@ def test_the_ledger_tells_who_used_a_refresh_token_and_which_came_a_second_time(
     told = [(use["user"], use["rotation"], use["outcome"], use["entrance"] == entrance) for use in ledger["uses"]]
     assert told == [("carol", 0, "granted", False), ("carol", 0, "invalid_grant", True), ("carol", 1, "invalid_grant", False)]
     granted = ledger["uses"][0]
-    assert 0 <= granted["at"] - granted["committed"] < 1_000_000
-    assert abs(granted["at"] - time.time() * 1_000_000) < 5_000_000
+    assert 0 <= granted["at"] - granted["committed"] < 10_000_000
+    assert abs(granted["at"] - time.time() * 1_000_000) < 60_000_000
     assert [(one["user"], one["by"]) for one in ledger["revocations"]] == [("carol", "/token")]
 
 
@@ -186,7 +186,7 @@ def test_the_network_in_front_of_a_server_fails_in_every_way(servers):
         faults = Faults(lambda: server.getsockname()[1])
 
         def call():
-            agent = socket.create_connection(("127.0.0.1", faults.port), timeout=5)
+            agent = socket.create_connection(("127.0.0.1", faults.port), timeout=30)
             return agent, server.accept()[0]
 
         def passes(one, other):
@@ -210,7 +210,7 @@ def test_the_network_in_front_of_a_server_fails_in_every_way(servers):
                 end.recv(1)
         faults.refuse()
         with pytest.raises(ConnectionResetError):
-            socket.create_connection(("127.0.0.1", faults.port), timeout=5).recv(1)
+            socket.create_connection(("127.0.0.1", faults.port), timeout=30).recv(1)
         faults.heal()
         assert passes(*call())
         faults.close()

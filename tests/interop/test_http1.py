@@ -218,7 +218,8 @@ def test_curl_is_told_to_continue_when_the_api_wants_the_body(sidebearer, server
     agent = sidebearer()
     body = agent.folder / "body"
     body.write_bytes(BODY * 500)
-    done = agent.exec("curl", "-fsSv", "--http1.1", "-H", "Expect: 100-continue", "-T", body, f"{API}/echo")
+    wish = ["--http1.1", "--expect100-timeout", "60", "-H", "Expect: 100-continue"]
+    done = agent.exec("curl", "-fsSv", *wish, "-T", body, f"{API}/echo")
     assert "< HTTP/1.1 100 Continue" in done.stderr
     assert "Done waiting for 100-continue" not in done.stderr
     assert f'"bodyLength":{len(BODY) * 500}' in done.stdout
@@ -273,4 +274,4 @@ def test_whoever_ends_an_upgraded_connection_the_other_side_sees_it_end(upstream
         stream.sendall(UPGRADE)
         Reader(stream).head()
         stream.sendall(b"and good-bye")
-    wait_for(lambda: ended == [b"and good-bye"], "the API to see the end", seconds=5)
+    wait_for(lambda: ended == [b"and good-bye"], "the API to see the end")

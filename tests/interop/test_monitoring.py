@@ -130,7 +130,7 @@ def test_whatever_rules_and_dashboard_name_is_in_a_scrape(sidebearer, servers):
         client.get(f"{API}/echo/once")
         client.get(f"{API}/echo?access_token=refused")
         client.get("https://old.test/echo")
-    text = httpx.get(f"http://{said(running)['health']}/metrics").text
+    text = httpx.get(f"http://{said(running)['health']}/metrics", timeout=60).text
     labels = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -132,5 +132,5 @@ def test_a_client_whose_secret_is_corrected_works_with_the_next_request(sidebear
     secret.write_text(agent.environment["BASIC_SECRET"] + "\n")
     if signalled:
         running.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "configuration reloaded" in running.log.read_text(), "the reload", seconds=10)
+    wait_for(lambda: "configuration reloaded" in running.log.read_text(), "the reload")
     assert running.get().status_code == 200

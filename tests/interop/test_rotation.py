@@ -9,6 +9,9 @@ import httpx
 
 from world import API, USER, wait_for
 
+# A log of every frame would be most of what is measured here.
+LOG = "info"
+
 ROTATIONS = 8
 # Used until 5 s before it expires (C16), so a token of this lifetime is good for a second or two.
 SHORT = 7
@@ -77,7 +80,7 @@ def test_a_running_sidecar_sees_a_connection_that_the_command_line_made(sidebear
     assert missing.headers["content-type"] == "application/problem+json"
     assert servers.report()["api"]["requests"] == 0
     agent.connect("user")
-    wait_for(lambda: running.get().status_code == 200, "the new connection to be used", seconds=5)
+    wait_for(lambda: running.get().status_code == 200, "the new connection to be used")
 
 
 def test_one_revocation_seen_by_five_processes_costs_one_redemption(sidebearer, servers):
@@ -104,9 +107,10 @@ def test_several_execs_beside_a_sidecar_share_one_rotating_connection(sidebearer
     running = agent.run()
     script = f'for n in $(seq 40); do curl -fsS -o /dev/null {API}/echo || exit; sleep 0.2; done'
     with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(agent.exec, "sh", "-c", script) for _ in range(4)]
+        runs = [pool.submit(agent.exec, "sh", "-c", script, seconds=300) for _ in range(4)]
         while not all(run.done() for run in runs):
             assert running.get().status_code == 200
+            time.sleep(0.1)
         for run in runs:
             run.result()
     figure(f"{servers.report()['token']['granted']} granted to 5 processes that made {servers.report()['api']['requests']} requests")
@@ -125,4 +129,4 @@ def test_a_family_revoked_by_the_provider_is_reported_and_asked_for_once(sidebea
     answers = [running.get().status_code for _ in range(5)]
     assert answers == [403] * 5
     assert servers.report()["token"]["calls"] == {"refresh_token": 1}
-    wait_for(lambda: agent.connection("user")["state"] == "reauthorize", "`status` to say reauthorize", seconds=5)
+    wait_for(lambda: agent.connection("user")["state"] == "reauthorize", "`status` to say reauthorize")

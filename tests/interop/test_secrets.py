@@ -45,9 +45,10 @@ def test_no_consent_leaves_a_token_a_code_or_a_secret_behind(sidebearer, servers
     running = agent.run()
     operator = person(http_credentials={"username": "operator", "password": SECRETS["ADMIN_TOKEN"]})
     proxy = httpx.Proxy(f"http://{running.address}", auth=("alice", SECRETS["RESEARCHER_SECRET"]))
-    admin = httpx.Client(base_url=running.admin, auth=("operator", SECRETS["ADMIN_TOKEN"]), trust_env=False)
+    patient = {"trust_env": False, "timeout": 60}
+    admin = httpx.Client(base_url=running.admin, auth=("operator", SECRETS["ADMIN_TOKEN"]), **patient)
     seen = []
-    with httpx.Client(proxy=proxy, verify=running.trust(), trust_env=False) as client, admin, admin.stream("GET", "/events") as events:
+    with httpx.Client(proxy=proxy, verify=running.trust(), **patient) as client, admin, admin.stream("GET", "/events") as events:
         link = client.get(f"{API}/echo").json()["connect_url"]
         operator.open(link)
         operator.press("Continue to Main")
@@ -64,7 +65,7 @@ def test_no_consent_leaves_a_token_a_code_or_a_secret_behind(sidebearer, servers
         by_device(agent, operator)
         agent.command("status", "--json", "--config", agent.config)
         agent.command("disconnect", "main", "--user", "alice", "--config", agent.config)
-        wait_for(lambda: client.get(f"{API}/echo").status_code == 403, "the connection to be gone", seconds=5)
+        wait_for(lambda: client.get(f"{API}/echo").status_code == 403, "the connection to be gone")
         for line in events.iter_lines():
             seen.append(line)
             if '"403"' in line and "/echo" in line and sum("/echo" in one for one in seen) > 3:

@@ -93,7 +93,7 @@ def test_many_long_bodies_at_once_stream_in_bounded_memory(sidebearer, servers, 
         commands += [["sh", "-c", '"$@" | sha256sum', "sh", *download]] * half
     clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     try:
-        lines = [line for client in clients for line in client.communicate(timeout=1800 if WHOLE else 100)[0].splitlines()]
+        lines = [line for client in clients for line in client.communicate(timeout=1800 if WHOLE else 300)[0].splitlines()]
     finally:
         for client in clients:
             client.kill()

@@ -93,7 +93,7 @@ def test_an_agent_that_vanishes_is_missed_at_the_server(sidebearer, servers):
     client, _ = talk(sidebearer())
     assert servers.report()["open"]["websockets"] == 1
     client.kill()
-    wait_for(lambda: servers.report()["closes"] == [[1006, ""]], "the server to see it gone", seconds=5)
+    wait_for(lambda: servers.report()["closes"] == [[1006, ""]], "the server to see it gone")
 
 
 def test_the_python_websockets_client_gets_through(sidebearer, servers):

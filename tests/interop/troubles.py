@@ -78,7 +78,8 @@ class Troubles:
         member = self.somebody()
         with member.trouble("stop"):
             member.signal(signal.SIGSTOP)
-            await asyncio.sleep(self.chance.uniform(1, 4))
+            # A token that is sent has at least its last 5 s left, in which its request has to arrive too.
+            await asyncio.sleep(self.chance.uniform(1, 3))
             member.signal(signal.SIGCONT)
 
     async def stop_past_the_lease(self, seconds):
@@ -163,7 +164,8 @@ class Troubles:
     async def hold_the_store(self):
         self.count("times that the store was held")
         with self.fleet.store.held():
-            await asyncio.sleep(self.chance.uniform(1, 3))
+            # Together with a stop just before, in the midst of somebody's writing, less than the 5 s that the others wait.
+            await asyncio.sleep(self.chance.uniform(1, 1.5))
 
 
 def has_got_it(process):

@@ -181,7 +181,7 @@ class Servers:
         trust = ssl.create_default_context(cafile=self.certificates.ca)
         headers = httpx.Headers(request.pop("headers", {}))
         headers["host"] = f"{name}.test"
-        with httpx.Client(verify=trust, trust_env=False, http2=http2) as client:
+        with httpx.Client(verify=trust, trust_env=False, http2=http2, timeout=60) as client:
             url = f"https://127.0.0.1:{port or self.ports[name]}{path}"
             return client.request(method, url, headers=headers, extensions={"sni_hostname": f"{name}.test"}, **request)
 
@@ -361,27 +361,30 @@ class Started:
     def says(self, label):
         """What stands behind `label` on a line of standard error."""
         def said():
+            # Asked first: what it writes before it ends is read then.
+            ended = self.process.poll() is not None
             lines = self.err.read_text().rpartition("\n")[0].splitlines()
             if found := next((line.split(label, 1)[1] for line in lines if line.strip().startswith(label)), None):
                 return found.strip()
-            assert self.process.poll() is None, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
+            assert not ended, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
 
-        return wait_for(said, f"the line `{label}...`", seconds=10)
+        return wait_for(said, f"the line `{label}...`")
 
     def prints(self, pattern, times=1):
         """Waits until standard output has it so often, and gives what is there by then."""
         def printed():
+            ended = self.process.poll() is not None
             if len(re.findall(pattern, self.out.read_text(), re.M)) >= times:
                 return self.out.read_text()
-            assert self.process.poll() is None, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
+            assert not ended, f"exited {self.process.returncode}:\n{self.out.read_text()}\n{self.err.read_text()}"
 
-        return wait_for(printed, f"{pattern!r} on standard output, {times} times")
+        return wait_for(printed, f"{pattern!r} on standard output, {times} times", seconds=120)
 
     def type(self, line):
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
 
-    def ends(self, seconds=20):
+    def ends(self, seconds=60):
         """Its exit code, standard output and standard error."""
         return self.process.wait(timeout=seconds), self.out.read_text(), self.err.read_text()
 
