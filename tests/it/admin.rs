@@ -344,7 +344,7 @@ async fn a_renewal_shows_in_the_list() {
 #[tokio::test]
 async fn a_browser_that_does_not_finish_its_head_is_not_waited_for() {
     // LST-016
-    let world = Setup::new().top("limits: {head_timeout: 100ms}").start().await;
+    let world = Setup::new().top("limits: {head_timeout: 500ms}").start().await;
     for begun in ["", "GET / HTTP/1.1\r\nHost: "] {
         let mut browser = soon(TcpStream::connect(world.admin)).await.unwrap();
         soon(browser.write_all(begun.as_bytes())).await.unwrap();

@@ -71,14 +71,14 @@ const HEAD: &str = "GET http://plain.test/me HTTP/1.1\r\nHost: plain.test\r\n";
 async fn a_head_that_does_not_end_is_not_waited_for() {
     // LST-016
     for begun in ["G", HEAD, "\r\nGET"] {
-        let world = with("head_timeout: 100ms").await;
+        let world = with("head_timeout: 500ms").await;
         let mut agent = world.connection().await;
         agent.says(begun).await;
         assert_eq!(agent.hears_to_the_end().await, "", "{begun:?}");
         assert_eq!(get(&mut world.connection().await, "").await.0, 200);
     }
     // Within a tunnel too.
-    let world = with("head_timeout: 100ms").await;
+    let world = with("head_timeout: 500ms").await;
     let mut agent = world.api_connection().await;
     agent.says("GET /me HTTP/1.1\r\nHost: ").await;
     assert_eq!(agent.hears_to_the_end().await, "");
@@ -87,7 +87,7 @@ async fn a_head_that_does_not_end_is_not_waited_for() {
 #[tokio::test]
 async fn a_connection_with_nothing_on_it_is_not_kept_for_ever() {
     // LST-016
-    let world = with("idle_timeout: 100ms, head_timeout: 100ms").await;
+    let world = with("idle_timeout: 500ms, head_timeout: 500ms").await;
     assert_eq!(world.connection().await.hears_to_the_end().await, "");
     let mut agent = world.connection().await;
     assert_eq!(get(&mut agent, "").await.0, 200);
@@ -97,14 +97,14 @@ async fn a_connection_with_nothing_on_it_is_not_kept_for_ever() {
 #[tokio::test]
 async fn a_quiet_http2_connection_finishes_what_is_under_way_and_ends() {
     // LST-016
-    let world = with("idle_timeout: 100ms").await;
+    let world = with("idle_timeout: 500ms").await;
     let gate = Gate::shut();
     world.api_answers([Answer::from(200).once(&gate)]);
     let agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap().http2().await;
     let request = http::Request::get("https://api.test/me").body(Filler::text("")).unwrap();
     let (reply, ()) = tokio::join!(agent.send(request), async {
         world.api.has_seen(1).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         gate.open();
     });
     assert_eq!(reply.unwrap().status, 200);
@@ -114,7 +114,7 @@ async fn a_quiet_http2_connection_finishes_what_is_under_way_and_ends() {
 #[tokio::test]
 async fn a_connection_that_was_to_be_http2_and_says_nothing_is_not_kept() {
     // LST-016
-    let world = with("idle_timeout: 100ms").await;
+    let world = with("idle_timeout: 500ms").await;
     let mut agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap();
     agent.hears_to_the_end().await;
     let mut agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap();
@@ -125,7 +125,7 @@ async fn a_connection_that_was_to_be_http2_and_says_nothing_is_not_kept() {
 #[tokio::test]
 async fn a_body_that_stops_coming_ends_its_request_in_http2_too() {
     // LST-016
-    let world = with("body_timeout: 100ms").await;
+    let world = with("body_timeout: 500ms").await;
     let agent = world.tunnel("api.test:443").await.tls("api.test", &["h2"]).await.unwrap().h2().await;
     let request = http::Request::post("https://api.test/me").header("content-length", "10").body(()).unwrap();
     let (answer, mut body) = agent.ready().await.unwrap().send_request(request, false).unwrap();
@@ -137,7 +137,7 @@ async fn a_body_that_stops_coming_ends_its_request_in_http2_too() {
 #[tokio::test]
 async fn a_body_that_stops_coming_ends_its_request() {
     // LST-016
-    let world = with("body_timeout: 100ms").await;
+    let world = with("body_timeout: 500ms").await;
     let mut agent = world.connection().await;
     agent.says(format!("{}Content-Length: 10\r\n\r\n12345", HEAD.replace("GET", "POST"))).await;
     let heard = agent.hears_to_the_end().await;
@@ -148,7 +148,7 @@ async fn a_body_that_stops_coming_ends_its_request() {
 #[tokio::test]
 async fn a_handshake_that_does_not_end_is_not_waited_for() {
     // TLS-007
-    let world = with("handshake_timeout: 100ms").await;
+    let world = with("handshake_timeout: 500ms").await;
     let mut agent = world.tunnel("api.test:443").await;
     agent.says(b"\x16\x03\x01\x02\x00\x01").await;
     agent.hears_to_the_end().await;

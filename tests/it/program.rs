@@ -11,7 +11,7 @@ use crate::world::agent::Heard;
 use crate::world::log::CANARY;
 use crate::world::program::{Home, Running, ended};
 use crate::world::raw::Raw;
-use crate::world::soon;
+use crate::world::{nobody, soon};
 
 /// A sidecar that runs, and its address.
 async fn sidecar(home: &Home) -> (Running, String) {
@@ -443,7 +443,7 @@ async fn what_is_still_open_when_the_time_to_drain_is_over_is_cut_and_its_exit_c
 #[tokio::test]
 async fn a_sidecar_that_waits_for_its_store_is_told_to_stop_like_any_other() {
     // As a container's first process, it gets no signal that it does not listen for.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_held, nobody) = nobody();
     let home = Home::with(&format!(
         "listen: 127.0.0.1:0\nadmin: off\nhealth: off\nstore:\n  url: postgres://ada@{nobody}/db?sslmode=disable\n  \
          keys: [AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=]\n"

@@ -10,7 +10,7 @@ use crate::world::corporate::{Corporate, URL, USER};
 use crate::world::log::CANARY;
 use crate::world::program::{Home, Running, ended};
 use crate::world::server::{Seen, Server, raw};
-use crate::world::{Setup, To, World, soon};
+use crate::world::{Setup, To, World, nobody, soon};
 
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
 const PLAIN: &str = "- host: plain.test\n  provider: main\n  plaintext: true\n- host: api.test\n  provider: main";
@@ -284,7 +284,7 @@ async fn a_proxy_that_talks_nonsense_or_is_not_there_is_told_of() {
         let reply = agent.says("CONNECT evil.test:443 HTTP/1.1\r\n\r\n").await.hears().await;
         assert_eq!((reply.status, reply.code().as_str()), (502, code), "{says:.30}");
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_held, nobody) = nobody();
     let world = Setup::new().top(&format!("upstream_proxy: http://{nobody}")).start().await;
     let mut agent = world.connection().await;
     let reply = agent.says("CONNECT gone.test:443 HTTP/1.1\r\n\r\n").await.hears().await;
@@ -308,9 +308,7 @@ async fn a_proxy_that_hangs_is_waited_for_no_longer_than_anybody() {
 #[tokio::test]
 async fn a_sidecar_that_would_lead_out_through_itself_does_not_start() {
     // LST-002
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let own = taken.local_addr().unwrap();
-    drop(taken);
+    let (_held, own) = nobody();
     let written = Home::with(&format!(
         "listen: {own}\nadmin: off\nhealth: off\nupstream_proxy: http://localhost:{}\n",
         own.port()

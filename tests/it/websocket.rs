@@ -304,12 +304,12 @@ async fn agents_are_told_that_websockets_are_taken_in_http2() {
 #[tokio::test]
 async fn a_websocket_that_says_nothing_keeps_its_connection_from_being_wound_down() {
     // RTY-025
-    let world = Setup::new().api_speaks(&["http/1.1"]).top("limits: {idle_timeout: 100ms}").start().await;
+    let world = Setup::new().api_speaks(&["http/1.1"]).top("limits: {idle_timeout: 500ms}").start().await;
     in_http1(&world.api, &[SWITCHED]);
     let mut agent = soon(world.api_h2().await.h2().await.ready()).await.unwrap();
     let (response, _to) = agent.send_request(handshake("websocket"), false).unwrap();
     let _open = soon(response).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     let mut agent = soon(agent.ready()).await.unwrap();
     let (response, _to) = agent.send_request(handshake("websocket"), false).unwrap();
     assert_eq!(soon(response).await.unwrap().status(), 200);

@@ -38,7 +38,7 @@ use sidebearer::names::{ProviderName, Subject, UserName};
 use sidebearer::secret::Secret;
 use sidebearer::store::{Row, Store};
 use tempfile::TempDir;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::process::Command;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
@@ -58,6 +58,16 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Waits for what must happen.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
+}
+
+/// An address at which nobody listens while the socket is kept, and which nobody gets by chance.
+pub fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Who asks for this very address may have it, as a sidecar that is to find out later that it must not.
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 /// What is different in a world.
