@@ -82,6 +82,7 @@ pub fn poll(failure: &Failure) -> Poll {
             "expired_token" => Poll::Expired,
             _ => Poll::Failed,
         },
+        Failure::Unusable { .. } => Poll::Failed,
         Failure::Transient { .. } => Poll::Backoff,
     }
 }

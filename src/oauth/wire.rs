@@ -39,8 +39,8 @@ impl Answer {
     }
 }
 
-/// Why there is no token, by who has to do something about it (SEMANTICS C15). Repeats nothing of the answer but its
-/// `error` code.
+/// Why there is no token, by who has to do something about it (SEMANTICS C15). Tells nothing of the answer but its `error`
+/// code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The user, who has to connect again. Only a refresh token's failure means this.
@@ -54,6 +54,14 @@ pub enum Failure {
     FixConfiguration {
         /// The provider's code, or what is wrong with its answer.
         error: String,
+    },
+    /// The operator, too; but the answer replaces the refresh token, and the one that was sent may be good no more.
+    #[error("the provider refuses the token request (`{error}`)")]
+    Unusable {
+        /// What is wrong with the answer.
+        error: String,
+        /// The one that takes its place.
+        refresh_token: Secret,
     },
     /// Nobody: it may pass.
     #[error("{why}")]
@@ -97,29 +105,44 @@ pub fn read(
             error if matches!(&*error, "temporarily_unavailable" | "server_error") => {
                 Err(transient(format!("the token endpoint answered `{error}`")))
             }
-            error => Err(Failure::FixConfiguration { error }),
+            error => {
+                let granted = if status.is_success() { members.remove("refresh_token") } else { None };
+                Err(refused(error, refresh_token(granted)))
+            }
         },
     }
 }
 
 fn answer(access_token: Value, mut members: HashMap<String, Value>, quirks: &Quirks) -> Result<Answer, Failure> {
-    let refused = |error: &str| Failure::FixConfiguration { error: error.to_owned() };
-    let access_token = text(access_token).filter(|t| is_token(t)).ok_or_else(|| refused("access_token unusable"))?;
     let mut take = |name| members.remove(name).filter(|value| !value.is_null());
+    let refresh_token = refresh_token(take("refresh_token"));
+    let unusable = |error: &str| refused(error.to_owned(), refresh_token.clone());
+    let access_token = text(access_token).filter(|t| is_token(t)).ok_or_else(|| unusable("access_token unusable"))?;
     let token_type = take("token_type");
     let bearer = |kind: &str| {
         kind.eq_ignore_ascii_case("bearer") || quirks.token_types.iter().any(|own| kind.eq_ignore_ascii_case(own))
     };
     if token_type.as_ref().is_some_and(|kind| !kind.as_str().is_some_and(bearer)) {
-        return Err(refused("token_type not bearer"));
+        return Err(unusable("token_type not bearer"));
     }
     Ok(Answer {
         access_token: Secret::new(access_token),
         lifetime: take("expires_in").as_ref().and_then(lifetime),
-        refresh_token: take("refresh_token").and_then(text).filter(|token| !token.is_empty()).map(Secret::new),
+        refresh_token,
         scopes: take("scope").as_ref().and_then(scopes),
         token_type_missing: token_type.is_none(),
     })
+}
+
+fn refused(error: String, refresh_token: Option<Secret>) -> Failure {
+    match refresh_token {
+        Some(refresh_token) => Failure::Unusable { error, refresh_token },
+        None => Failure::FixConfiguration { error },
+    }
+}
+
+fn refresh_token(value: Option<Value>) -> Option<Secret> {
+    value.and_then(text).filter(|token| !token.is_empty()).map(Secret::new)
 }
 
 /// Whether `token` may go into a header (SEMANTICS C20).
@@ -455,6 +478,26 @@ mod tests {
         assert_eq!(answer.access_token, Secret::new("top"));
         assert_eq!(refused(read(json!({ "ok": false, "error": "invalid_code" }))), "invalid_code");
         assert_eq!(refused(ok_json(&json!({ "access_token": "at", "token_type": "user" }))), "token_type not bearer");
+    }
+
+    #[test]
+    fn a_refresh_token_beside_a_token_of_no_use_is_not_lost() {
+        // TOK-007, TOK-008, TOK-009
+        for (member, value, error) in [
+            ("token_type", json!("mac"), "token_type not bearer"),
+            ("access_token", json!("a\nb"), "access_token unusable"),
+            ("access_token", json!(null), "access_token missing"),
+        ] {
+            let mut body = json!({ "access_token": "at", "token_type": "Bearer", "refresh_token": "canary" });
+            body[member] = value;
+            let failure = ok_json(&body).unwrap_err();
+            assert!(!format!("{failure:?} {failure}").contains("canary"));
+            assert_eq!(failure, Failure::Unusable { error: error.into(), refresh_token: Secret::new("canary") });
+            body["refresh_token"] = json!("");
+            assert_eq!(refused(ok_json(&body)), error);
+        }
+        let said = read_at(400, &HeaderMap::new(), br#"{"error":"invalid_scope","refresh_token":"canary"}"#);
+        assert_eq!(refused(said), "invalid_scope");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::oauth::grant::{Ask, TokenRequest};
 use crate::oauth::wire::Failure;
 use crate::oauth::{Endpoint, union};
 use crate::secret::Secret;
-use crate::store::{Change, Row, StoreError};
+use crate::store::{Change, Row, State, StoreError};
 use crate::upstream::{CallError, Reply};
 
 /// How often it is looked for users who never were.
@@ -268,7 +268,7 @@ impl Tokens {
                 }
                 continue;
             };
-            if !slot.lock().sees(*stored) {
+            if !slot.lock().sees(*stored) || self.is_refused_alike(slot).await {
                 continue;
             }
             match slot.generation() {
@@ -278,6 +278,17 @@ impl Tokens {
             }
         }
         Ok(())
+    }
+
+    /// Whether another process was refused just as this one was, and has stored no more than a refresh token: to ask again
+    /// would be news to that process in turn, and so on (SEMANTICS C15).
+    async fn is_refused_alike(&self, slot: &Slot) -> bool {
+        let rests = slot.lock().resting(self.inner.clock.now());
+        if !matches!(rests, Some(TokenError::FixConfiguration { .. })) {
+            return false;
+        }
+        let row = self.inner.store.grant(&slot.key.provider, &slot.key.subject).await;
+        row.is_ok_and(|row| row.is_some_and(|row| matches!(row.state, State::FixConfiguration { .. })))
     }
 
     /// Another process has stored a newer grant than the one that brought the token at hand.
@@ -302,11 +313,16 @@ impl Tokens {
         }
     }
 
-    /// Whether another process has renewed it for itself only: with other scopes, or with a wall clock far from ours.
+    /// Whether another process has renewed it for itself only, with other scopes, or with a wall clock far from ours; or
+    /// got nothing that can be used.
     fn is_no_use(&self, row: &Row, key: &Key) -> bool {
         let now = self.inner.clock.now();
         let is_over = |access| !Token::stored(access, row.generation, now, Duration::ZERO).lives(now);
-        row.target != *key.target || !row.is_of(key.registration) || row.access.as_ref().is_some_and(is_over)
+        let is_refused = matches!(row.state, State::FixConfiguration { .. });
+        is_refused
+            || row.target != *key.target
+            || !row.is_of(key.registration)
+            || row.access.as_ref().is_some_and(is_over)
     }
 
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {

@@ -251,57 +251,99 @@ impl Renewal<'_> {
         let by = before + SEND_WITHIN;
         match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row)), Some(by)).await {
             Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
+            Err(refusal) => self.note(&attempt, refusal, unsure).await,
+        }
+    }
+
+    /// Notes in the row why the refresh token brought no token.
+    async fn note(&self, attempt: &Attempt<'_>, refusal: Refusal, unsure: bool) -> Result<Token, Redeemed> {
+        match refusal {
             // What is asked for is more than the user has consented to: only they can change that, or whoever wrote it
             // down. The grant is as good as it was.
-            Err(Refusal::Failed(Failure::FixConfiguration { error }))
-                if error == "invalid_scope" && self.consents() =>
-            {
-                Err(self.dead(&attempt, RowState::Reauthorize { reason: error, wanted: Some(self.known.wanted) }).await)
+            Refusal::Failed(Failure::FixConfiguration { error }) if error == "invalid_scope" && self.consents() => {
+                let wanted = Some(self.known.wanted);
+                Err(self.dead(attempt, RowState::Reauthorize { reason: error, wanted }).await)
             }
-            Err(Refusal::Failed(Failure::Reauthorize { error })) => {
+            Refusal::Failed(Failure::Reauthorize { error }) => {
                 let reason = if unsure { "lost_rotation".to_owned() } else { error };
-                Err(self.dead(&attempt, RowState::reauthorize(reason)).await)
+                Err(self.dead(attempt, RowState::reauthorize(reason)).await)
             }
-            Err(Refusal::Failed(Failure::FixConfiguration { error })) => {
-                self.mark(&attempt, RowState::FixConfiguration { reason: error.clone() }).await;
+            Refusal::Failed(Failure::Unusable { error, refresh_token })
+                if attempt.row.refresh_token.as_ref() != Some(&refresh_token) =>
+            {
+                self.keep_refresh_token(attempt, refresh_token, error).await.map_err(Redeemed::No)
+            }
+            Refusal::Failed(Failure::FixConfiguration { error } | Failure::Unusable { error, .. }) => {
+                self.mark(attempt, RowState::FixConfiguration { reason: error.clone() }).await;
                 Err(Redeemed::No(self.refused(error)))
             }
-            Err(unsent @ Refusal::Unsent(_)) if !unsure => {
-                self.mark(&attempt, row.state.clone()).await;
+            unsent @ Refusal::Unsent(_) if !unsure => {
+                self.mark(attempt, attempt.row.state.clone()).await;
                 Err(Redeemed::No(self.failed(unsent)))
             }
-            Err(other) => Err(Redeemed::No(self.failed(other))),
+            other => Err(Redeemed::No(self.failed(other))),
         }
     }
 
     /// Makes the answer durable before anyone gets its access token (C12 step 4).
     async fn keep(&self, row: &Row, asked: &Asked, lease: &Arc<Lease>) -> Result<Token, TokenError> {
         let new = self.new_row(asked, row.generation + 1, Some(row));
+        let generation = new.generation;
+        let theirs = self.put_rotated(row, new, asked.answer.what_to_revoke(), lease).await?;
+        Ok(theirs.unwrap_or_else(|| self.obtained(asked, generation)))
+    }
+
+    /// The same for an answer that replaces the refresh token and brings no token that can be used: the one that was sent
+    /// may be good no more.
+    async fn keep_refresh_token(
+        &self,
+        Attempt { row, lease, .. }: &Attempt<'_>,
+        refresh_token: Secret,
+        error: String,
+    ) -> Result<Token, TokenError> {
+        let new = Row {
+            generation: row.generation + 1,
+            refresh_token: Some(refresh_token.clone()),
+            access: None,
+            registration: Some(self.slot.key.registration),
+            state: RowState::FixConfiguration { reason: error.clone() },
+            intent: None,
+            ..(*row).clone()
+        };
+        let theirs = self.put_rotated(row, new, (&refresh_token, true), lease).await?;
+        theirs.ok_or_else(|| self.refused(error))
+    }
+
+    /// Writes the row that takes the place of `row`. Gives the token of another grant, if one has taken it meanwhile.
+    async fn put_rotated(
+        &self,
+        row: &Row,
+        new: Row,
+        (token, renews): (&Secret, bool),
+        lease: &Arc<Lease>,
+    ) -> Result<Option<Token>, TokenError> {
         match self.inner.store.put(new.clone(), Some(row.generation)).await {
-            Ok(Put::Done) => {}
+            Ok(Put::Done) => Ok(None),
             Ok(Put::Gone) => {
                 tracing::warn!(provider = %row.provider, subject = %row.subject,
                     "the grant was removed during its renewal, and stays removed");
                 // What came too late must not live on at the provider (TOK-038).
-                let (token, renews) = asked.answer.what_to_revoke();
                 self.known.revoke(&*self.inner.servers, token, renews).await;
-                return Err(self.not_connected());
+                Err(self.not_connected())
             }
             Ok(Put::Stale(newer)) => {
                 tracing::warn!(provider = %row.provider, subject = %row.subject, generation = newer.generation,
                     "another grant was stored during a renewal, and is kept");
-                if let Some(token) = self.adopt(&newer) {
-                    return Ok(token);
-                }
-                // It has no token yet; the one at hand serves until its end.
+                // If it has no token yet, the one at hand serves until its end.
+                Ok(self.adopt(&newer))
             }
             Err(error) => {
                 tracing::error!(provider = %row.provider, subject = %row.subject, %error,
                     "a rotated refresh token could not be stored; it is held in memory and tried again");
-                self.save_later(Unsaved { row: new.clone(), lease: lease.clone() });
+                self.save_later(Unsaved { row: new, lease: lease.clone() });
+                Ok(None)
             }
         }
-        Ok(self.obtained(asked, new.generation))
     }
 
     /// Goes on trying, in a task that a graceful stop waits for: without it the grant would be lost.
@@ -501,7 +543,9 @@ impl Renewal<'_> {
             Refusal::Failed(Failure::Transient { why, retry_after }) => {
                 self.unavailable(why, retry_after.unwrap_or_default())
             }
-            Refusal::Failed(Failure::FixConfiguration { error }) => self.refused(error),
+            Refusal::Failed(Failure::FixConfiguration { error } | Failure::Unusable { error, .. }) => {
+                self.refused(error)
+            }
             Refusal::Failed(Failure::Reauthorize { error }) => self.reauthorize(&error),
         }
     }

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::server::{Act, token};
 use super::world::{Got, World, pass};
 use crate::drain::Drained;
+use crate::secret::Secret;
 use crate::store::State;
 use crate::tokens::{NoRenewal, TokenError};
 
@@ -211,6 +212,68 @@ async fn after_a_lost_answer_a_provider_with_grace_gives_another() {
     let row = world.row(&key).await;
     assert_eq!((row.state, row.intent, row.generation), (State::Connected, None, 2));
     assert_eq!(world.server.calls(), 2);
+}
+
+/// An answer that replaces the refresh token, with an access token that is none of ours.
+const OF_ITS_OWN_TYPE: Act =
+    Act::Say(200, &[], r#"{"access_token":"a","token_type":"mac","refresh_token":"r2","expires_in":3600}"#);
+const OF_THAT_TYPE_AGAIN: Act =
+    Act::Say(200, &[], r#"{"access_token":"b","token_type":"mac","refresh_token":"r3","expires_in":3600}"#);
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_comes_with_a_token_of_no_use_takes_the_place_of_the_spent_one() {
+    // TOK-007, TOK-008, C12, C15
+    for store_fails in [false, true] {
+        let mut world = World::new().await;
+        let key = world.connect("alice").await;
+        world.server.book().acts.extend([OF_ITS_OWN_TYPE, OF_THAT_TYPE_AGAIN]);
+        if store_fails {
+            world.break_rows();
+        }
+        for _ in 0..60 {
+            let error = world.tokens.bearer(&key).await.unwrap_err();
+            assert_eq!(error.to_string(), "`acme` refuses the client: token_type not bearer");
+            pass(1.0).await;
+        }
+        if store_fails {
+            world.repair();
+            pass(10.0).await;
+        }
+        let row = world.row(&key).await;
+        assert_eq!(row.state, State::FixConfiguration { reason: "token_type not bearer".into() });
+        assert_eq!((row.refresh_token, row.access, row.generation), (Some(Secret::new("r2")), None, 2));
+        world.reconfigure(|provider| provider.quirks.token_types = vec!["mac".into()]);
+        assert_eq!(token(&world.bearer(&key).await), "b");
+        assert_eq!(world.server.book().calls[1].refresh_token.as_deref(), Some("r2"));
+        assert_eq!((world.row(&key).await.state, world.server.calls()), (State::Connected, 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_get_tokens_of_no_use_do_not_wake_each_other() {
+    // C15, C19
+    let world = World::new().await;
+    let (key, sibling) = (world.connect_with_token("alice").await, world.sibling().await);
+    let both = [world.tokens.clone(), sibling];
+    for tokens in &both {
+        let tokens = tokens.clone();
+        tokio::spawn(async move { tokens.follow_store().await });
+    }
+    for tokens in &both {
+        tokens.bearer(&key).await.unwrap();
+    }
+    world.server.book().acts.extend([OF_ITS_OWN_TYPE, OF_THAT_TYPE_AGAIN].into_iter().cycle().take(2000));
+    pass(3600.0).await;
+    let before = world.server.calls();
+    assert!(before <= 4, "{before} calls before the token has ended");
+    for _ in 0..590 {
+        for tokens in &both {
+            assert_eq!(tokens.bearer(&key).await.unwrap_err().code(), "fix_configuration");
+        }
+        pass(1.0).await;
+    }
+    let calls = world.server.calls() - before;
+    assert!(calls <= 4, "{calls} calls in ten minutes");
 }
 
 #[tokio::test(start_paused = true)]

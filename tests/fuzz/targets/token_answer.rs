@@ -41,6 +41,7 @@ fuzz_target!(|data: &[u8]| {
             assert!(retry_after.is_none_or(|wait| wait <= Duration::from_secs(600)));
             assert!(why.len() < 200, "{why}");
         }
+        Err(failure @ Failure::Unusable { .. }) => assert!(status.is_success(), "{failure}"),
         Err(Failure::Reauthorize { error } | Failure::FixConfiguration { error }) => {
             assert!((1..=64).contains(&error.len()) && error.bytes().all(|byte| matches!(byte, b' '..=b'~')));
         }
