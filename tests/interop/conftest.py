@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from browser import Chromium, Person
-from leaks import canaries, leaks
+from leaks import canaries, leaks_in_all
 from postgres import Postgres
 from world import SERVICE, Servers, Sidebearer
 
@@ -23,7 +23,7 @@ def all_servers(tmp_path_factory):
     secrets = list(canaries(servers))
     servers.stop()
     # LEK-001, LEK-006
-    assert [leak for folder in FOLDERS for leak in leaks(folder, secrets)] == []
+    assert leaks_in_all(FOLDERS, secrets) == []
     for folder in TEMPORARY:
         shutil.rmtree(folder, ignore_errors=True)
 

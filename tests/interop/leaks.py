@@ -2,6 +2,9 @@
 
 import base64
 import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from urllib.parse import quote_plus
 
 from world import ODD, SECRETS, as_sent
@@ -40,3 +43,15 @@ def leaks(folder, secrets):
         for at, needle in found:
             line = content[content.rfind(b"\n", 0, at) + 1:at][-300:].decode(errors="replace")
             yield f"{file}: {needle[:4].decode()}... after {line!r}"
+
+
+def leaks_in_all(folders, secrets):
+    """The same, where there is more than a gigabyte to look through."""
+    # Spawned: a fork would take along what gRPC's threads hold.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        found = pool.map(partial(leaks_in, secrets), folders, chunksize=20)
+        return [leak for leaks in found for leak in leaks]
+
+
+def leaks_in(secrets, folder):
+    return list(leaks(folder, secrets))
