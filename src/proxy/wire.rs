@@ -130,6 +130,8 @@ pub(super) struct Framing {
     pub(super) place: Place,
     line: Line,
     pub(super) head: Head,
+    /// The request whose body this is asks for another protocol.
+    upgrade: bool,
     /// How many heads have ended.
     heads: u64,
 }
@@ -144,8 +146,8 @@ pub(super) enum Place {
     /// This many bytes of a chunk are left, with the line end behind it.
     Chunk(u64),
     Trailer,
-    /// No longer HTTP: after a CONNECT or a request for another protocol. When those are refused, the connection is
-    /// closed, so that nothing behind them is read as a request.
+    /// No longer HTTP: after a CONNECT, or a request for another protocol and its body. When those are refused, the
+    /// connection is closed, so that nothing behind them is read as a request.
     Raw,
 }
 
@@ -199,7 +201,7 @@ impl Framing {
         while !bytes.is_empty() {
             match self.place {
                 Place::Raw => return Ok(()),
-                Place::Length(left) => bytes = self.skip(bytes, left, Place::Length, Place::Head),
+                Place::Length(left) => bytes = self.skip(bytes, left, Place::Length, self.after_body()),
                 Place::Chunk(left) => bytes = self.skip(bytes, left, Place::Chunk, Place::ChunkSize),
                 Place::Head | Place::ChunkSize | Place::Trailer => {
                     let Some(end) = memchr::memchr(b'\n', bytes) else {
@@ -221,6 +223,10 @@ impl Framing {
         Ok(())
     }
 
+    fn after_body(&self) -> Place {
+        if self.upgrade { Place::Raw } else { Place::Head }
+    }
+
     fn skip<'a>(&mut self, bytes: &'a [u8], left: u64, same: fn(u64) -> Place, next: Place) -> &'a [u8] {
         let taken = left.min(bytes.len() as u64);
         self.place = if taken == left { next } else { same(left - taken) };
@@ -233,12 +239,14 @@ impl Framing {
                 0 => Place::Trailer,
                 size => Place::Chunk(size.checked_add(2).ok_or(Ambiguous)?),
             }),
-            Place::Trailer => Ok(if line.is_empty() { Place::Head } else { Place::Trailer }),
+            Place::Trailer => Ok(if line.is_empty() { self.after_body() } else { Place::Trailer }),
             // Empty lines before a request are passed over (RFC 9112 section 2.2).
             _ if line.is_empty() && self.head.lines == 0 => Ok(Place::Head),
             _ if line.is_empty() => {
                 self.heads += 1;
-                Ok(std::mem::take(&mut self.head).ended())
+                let head = std::mem::take(&mut self.head);
+                self.upgrade = head.upgrade;
+                Ok(head.body().unwrap_or_else(|| self.after_body()))
             }
             _ => self.head.line(line).map(|()| Place::Head),
         }
@@ -291,13 +299,13 @@ impl Head {
         Ok(())
     }
 
-    fn ended(self) -> Place {
+    /// What follows it before anything else, if something does.
+    fn body(self) -> Option<Place> {
         match self {
-            Head { connect: true, .. } => Place::Raw,
-            Head { chunked: true, .. } => Place::ChunkSize,
-            Head { content_length: Some(length @ 1..), .. } => Place::Length(length),
-            Head { upgrade: true, .. } => Place::Raw,
-            _ => Place::Head,
+            Head { connect: true, .. } => Some(Place::Raw),
+            Head { chunked: true, .. } => Some(Place::ChunkSize),
+            Head { content_length: Some(length @ 1..), .. } => Some(Place::Length(length)),
+            _ => None,
         }
     }
 }
@@ -341,6 +349,8 @@ mod tests {
             b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\na\nb\r\n0\r\nT: 1\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             b"CONNECT a:443 HTTP/1.0\r\n\r\n\x16\x03\x01\n\n\n",
             b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n\x81\n\n\n",
+            b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}ls\n\n",
+            b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nT: 1\r\n\r\nls\n\n",
         ] {
             for step in [1, 2, 3, 7, stream.len()] {
                 assert_eq!(follow(stream, step), Ok(()), "{} by {step}", stream.escape_ascii());
@@ -367,6 +377,7 @@ mod tests {
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0_2\r\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
         ] {
             for step in [1, 2, 3, 7, stream.len()] {
                 assert_eq!(follow(stream, step), Err(Ambiguous), "{} by {step}", stream.escape_ascii());
@@ -423,7 +434,12 @@ mod tests {
         assert_eq!(reads(&with_length, second * 5).await, (LIMIT + second * 20, late));
         let through = Duration::from_secs(1000);
         assert_eq!(reads(&[head, b"Content-Length: 1\r\n\r\n", b"1"], second * 9).await, (through + second * 27, None));
-        for stream in [&b"Transfer-Encoding: chunked\r\n\r\n1\r\n"[..], b"Upgrade: websocket\r\n\r\n", b"\r\n"] {
+        for stream in [
+            &b"Transfer-Encoding: chunked\r\n\r\n1\r\n"[..],
+            b"Upgrade: websocket\r\n\r\n",
+            b"Upgrade: tcp\r\nContent-Length: 2\r\n\r\n{}l",
+            b"\r\n",
+        ] {
             assert_eq!(reads(&[head, stream], second).await, (through + second * 2, None), "{}", stream.escape_ascii());
         }
         // The next request's head has a time of its own, also when its beginning came with the end of this one's.

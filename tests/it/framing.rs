@@ -209,6 +209,31 @@ async fn a_websocket_that_met_a_401_is_open_after_one_101() {
 }
 
 #[tokio::test]
+async fn what_follows_the_body_of_a_request_to_change_the_protocol_is_not_read_as_http() {
+    // SEC-067, C10: as Docker's client begins what it attaches to.
+    let head = "POST /exec HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n";
+    let switched = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n";
+    let refused = "HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n";
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    for body in ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"] {
+        let world = http1().await;
+        world.api.answers_raw([raw(switched).and_echo()]);
+        let mut agent = world.api_connection().await;
+        assert_eq!(agent.says(format!("{head}{body}")).await.hears().await.status, 101, "{body:?}");
+        for said in ["ls\n", "no end of a line", smuggled] {
+            assert_eq!(agent.says(said).await.take(said.len()).await, said.as_bytes(), "{body:?}");
+        }
+
+        let world = http1().await;
+        world.api.answers_raw([raw(refused), raw(refused)]);
+        let mut agent = world.api_connection().await;
+        let heard = agent.says(format!("{head}{body}{smuggled}")).await.hears_to_the_end().await;
+        assert_eq!((heard.matches("HTTP/1.1 ").count(), world.api.seen().len()), (1, 1), "{heard}");
+        assert!(heard.starts_with("HTTP/1.1 409 "), "{heard}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_protocol_that_was_not_asked_for_is_a_502() {
     // SEC-066
     let other = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";

@@ -395,26 +395,36 @@ impl Server {
     }
 }
 
-/// Reads a head and a body of known length; what comes behind stays unread.
+/// Reads a head and its body, chunks as they are; what comes behind stays unread.
 async fn read_raw<S>(stream: &mut S, unread: &mut Vec<u8>) -> std::io::Result<Option<Seen>>
 where
     S: AsyncRead + Unpin,
 {
-    let end = loop {
-        if let Some(end) = unread.windows(4).position(|window| window == b"\r\n\r\n") {
-            break end + 4;
+    let Some(head) = read_until(stream, unread, b"\r\n\r\n").await? else { return Ok(None) };
+    let mut seen = parse_head(&String::from_utf8_lossy(&head));
+    if seen.header("transfer-encoding").is_some() {
+        seen.body = read_until(stream, unread, b"0\r\n\r\n").await?.unwrap_or_default();
+    } else {
+        let length = seen.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        while unread.len() < length && stream.read_buf(unread).await? > 0 {}
+        seen.body = unread.drain(..length.min(unread.len())).collect();
+    }
+    seen.length = seen.body.len() as u64;
+    Ok(Some(seen))
+}
+
+async fn read_until<S>(stream: &mut S, unread: &mut Vec<u8>, end: &[u8]) -> std::io::Result<Option<Vec<u8>>>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        if let Some(at) = unread.windows(end.len()).position(|window| window == end) {
+            return Ok(Some(unread.drain(..at + end.len()).collect()));
         }
         if tokio::time::timeout(DEADLINE, stream.read_buf(unread)).await.map_err(std::io::Error::other)?? == 0 {
             return Ok(None);
         }
-    };
-    let head: Vec<u8> = unread.drain(..end).collect();
-    let mut seen = parse_head(&String::from_utf8_lossy(&head));
-    let length = seen.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
-    while unread.len() < length && stream.read_buf(unread).await? > 0 {}
-    seen.body = unread.drain(..length.min(unread.len())).collect();
-    seen.length = seen.body.len() as u64;
-    Ok(Some(seen))
+    }
 }
 
 fn parse_head(head: &str) -> Seen {
