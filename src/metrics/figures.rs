@@ -24,7 +24,7 @@ pub(super) const REFUSED: usize = 5;
 /// The place of an agent that hung up before its answer.
 pub(super) const GONE: usize = 6;
 /// Of the reasons for which a rejection goes to the agent, those for which there could be no second try.
-const UNREPLAYED: [&str; 3] = ["retry_never", "body_too_long", "replay_memory_full"];
+const UNREPLAYED: [&str; 4] = ["retry_never", "body_too_long", "replay_memory_full", "body_broke_off"];
 /// In seconds: what a proxy may add, and what an API may take.
 const ADDED: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 const TAKEN: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];

@@ -61,6 +61,8 @@ struct Kept {
     dropped: Option<&'static str>,
     live: Incoming,
     ended: bool,
+    /// It ended before it was whole. hyper says so only once, and then nothing more: to the next try that would be the end.
+    broke_off: bool,
     /// The try that may read now; an earlier one that is still being written is told to stop.
     current: u32,
     /// Wakes the try that reads.
@@ -80,8 +82,22 @@ impl Replay {
         }
         let (frames, read, bytes) = (VecDeque::new(), 0, 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
-        let kept =
-            Kept { frames, read, bytes, limit, budget, dropped, live, ended: false, current, reader, patience, paused };
+        let (ended, broke_off) = (false, false);
+        let kept = Kept {
+            frames,
+            read,
+            bytes,
+            limit,
+            budget,
+            dropped,
+            live,
+            ended,
+            broke_off,
+            current,
+            reader,
+            patience,
+            paused,
+        };
         Self { kept: Some(Arc::new(Mutex::new(kept))) }
     }
 
@@ -181,6 +197,13 @@ impl Kept {
         self.gives(read);
     }
 
+    /// There is no other try: it could not be whole either.
+    fn breaks_off(&mut self, why: impl Into<BodyError>) -> io::Error {
+        self.broke_off = true;
+        self.forget("body_broke_off");
+        io::Error::other(why)
+    }
+
     fn gives(&mut self, bytes: usize) {
         self.bytes -= bytes;
         self.budget.give(bytes);
@@ -211,6 +234,9 @@ impl Body for Try {
         if let Some(frame) = kept.next_kept() {
             return Poll::Ready(Some(Ok(frame)));
         }
+        if kept.broke_off {
+            return Poll::Ready(Some(Err(io::Error::other("the body broke off"))));
+        }
         if kept.ended {
             return Poll::Ready(None);
         }
@@ -225,7 +251,7 @@ impl Body for Try {
             kept.ended = true;
             return Poll::Ready(None);
         };
-        let mut frame = frame.map_err(io::Error::other)?;
+        let mut frame = frame.map_err(|error| kept.breaks_off(error))?;
         if let Some(trailers) = frame.trailers_mut() {
             headers::clean_trailers(trailers);
         }

@@ -4,7 +4,8 @@ use futures_util::future::join_all;
 
 use crate::world::agent::Reply;
 use crate::world::answer::{Answer, Filler, Gate, answer, usual};
-use crate::world::server::raw;
+use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, frame};
+use crate::world::server::{Seen, raw};
 use crate::world::{Setup, World, soon};
 
 const KIBIBYTE: u64 = 1 << 10;
@@ -210,6 +211,38 @@ async fn an_agent_that_cancels_its_stream_cancels_its_retry_but_not_the_renewal(
     world.obtained_tokens(2).await;
     assert_eq!(world.get("/me").await.status, 200);
     assert_eq!(world.api.tokens(), [world.issued.access(1), world.issued.access(2)]);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_during_the_renewal_is_not_sent_again() {
+    // RTY-010, C9
+    let world = Setup::new().api_speaks(&["h2"]).start().await;
+    let (renewal, broke_off) = (Gate::shut(), Gate::shut());
+    world.provider_answers([usual(), usual().once(&renewal)]);
+    let (told, noted) = (broke_off.clone(), world.api.clone());
+    world.api.is_served_by(move |_, io| {
+        let (told, noted) = (told.clone(), noted.clone());
+        async move {
+            let mut frames = Frames::server(io, &[]).await;
+            let first = frames.hears_a(DATA).await.stream;
+            let refusal = frames::block(&[(":status", "401"), ("www-authenticate", "Bearer")]);
+            frames.says(frame(HEADERS, END_HEADERS | END_STREAM, first, refusal)).await;
+            frames.hears_a(RST_STREAM).await;
+            told.open();
+            while let Some(stream) = frames.hears_a_request().await {
+                noted.remember(Seen { complete: true, ..Seen::default() });
+                frames.answers(stream, "done").await;
+            }
+        }
+    });
+    let mut agent = world.api_connection().await;
+    agent.says("POST /x HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+    world.auth.has_seen(2).await;
+    agent.says("+1\r\nx\r\n").await;
+    soon(broke_off.pass()).await;
+    renewal.open();
+    assert_eq!(agent.hears().await.status, 401);
+    assert_eq!((world.api.seen().len(), world.request_told().passed), (0, Some("body_broke_off")));
 }
 
 #[tokio::test]
