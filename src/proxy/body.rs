@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -60,6 +60,8 @@ struct Kept {
     /// Why there can be no other try, if something was dropped.
     dropped: Option<&'static str>,
     live: Incoming,
+    /// It is a stream of HTTP/2.
+    h2: bool,
     ended: bool,
     /// It ended before it was whole. hyper says so only once, and then nothing more: to the next try that would be the end.
     broke_off: bool,
@@ -76,13 +78,13 @@ struct Kept {
 impl Replay {
     /// Nothing of the body is read before a try asks for it, so no 100-continue is sent before that (SEMANTICS C8). An
     /// agent that has named its length may pause for `patience`.
-    pub(super) fn new(live: Incoming, (limit, patience): (usize, Duration), budget: Budget) -> Self {
+    pub(super) fn new(live: Incoming, version: Version, (limit, patience): (usize, Duration), budget: Budget) -> Self {
         if live.is_end_stream() {
             return Self { kept: None };
         }
         let (frames, read, bytes) = (VecDeque::new(), 0, 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
-        let (ended, broke_off) = (false, false);
+        let (h2, ended, broke_off) = (version == Version::HTTP_2, false, false);
         let kept = Kept {
             frames,
             read,
@@ -91,6 +93,7 @@ impl Replay {
             budget,
             dropped,
             live,
+            h2,
             ended,
             broke_off,
             current,
@@ -248,6 +251,11 @@ impl Body for Try {
         };
         kept.paused = None;
         let Some(frame) = polled else {
+            // A stream that is reset without an error ends for hyper like one that is whole. Of HTTP/1 it never says
+            // that chunks are at their end, and tells an error.
+            if kept.h2 && !kept.live.is_end_stream() {
+                return Poll::Ready(Some(Err(kept.breaks_off("its stream was reset"))));
+            }
             kept.ended = true;
             return Poll::Ready(None);
         };

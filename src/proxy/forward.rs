@@ -416,7 +416,7 @@ impl<'a> Outgoing<'a> {
         let path = head.uri.path_and_query().cloned();
         head.uri = path.map(http::Uri::from).unwrap_or_default();
         let limits = (proxy.parts().replay_limit, proxy.limits().body_timeout);
-        let body = Replay::new(body, limits, proxy.lasting.budget.clone());
+        let body = Replay::new(body, head.version, limits, proxy.lasting.budget.clone());
         Self { proxy, origin, head, body, upgrade, came: Came::default(), waited: Duration::ZERO }
     }
 

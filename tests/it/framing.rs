@@ -1,8 +1,12 @@
 //! Where one message ends and the next begins: the same for the agent, the proxy and the upstream, or an error.
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
 use crate::world::answer::answer;
+use crate::world::frames::{self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, frame};
 use crate::world::server::raw;
-use crate::world::{Setup, World};
+use crate::world::{Setup, World, soon};
 
 const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -76,6 +80,62 @@ async fn a_body_that_breaks_off_is_not_completed_upstream() {
         assert!(!heard.contains(" 200 "), "{heard}");
         assert!(world.api.seen().iter().all(|seen| !seen.complete), "{broken:?}");
     }
+}
+
+/// An agent of which the API has said 202 before its upload was whole.
+async fn answered_early(world: &World) -> Frames {
+    let mut agent = world.api_h2().await.frames().await;
+    let head = frame(HEADERS, END_HEADERS, 1, frames::request("POST", "/x", &[]));
+    agent.says([head, frame(DATA, 0, 1, "half")].concat()).await;
+    assert!(agent.hears_a(HEADERS).await.ends_stream());
+    agent
+}
+
+#[tokio::test]
+async fn an_upload_that_its_agent_resets_without_an_error_is_not_completed_upstream() {
+    // H7
+    let world = Setup::new().api_speaks(&["h2"]).start().await;
+    let (hears, mut heard) = mpsc::unbounded_channel();
+    world.api.is_served_by(move |_, io| {
+        let hears = hears.clone();
+        async move {
+            let mut frames = Frames::server(io, &[]).await;
+            let stream = frames.hears_a(DATA).await.stream;
+            let accepted = frames::block(&[(":status", "202")]);
+            frames.says(frame(HEADERS, END_HEADERS | END_STREAM, stream, accepted)).await;
+            while let Some(frame) = frames.hears().await {
+                if matches!(frame.kind, DATA | RST_STREAM) {
+                    hears.send(frame.kind).unwrap();
+                }
+            }
+        }
+    });
+    let mut agent = answered_early(&world).await;
+    agent.says(frames::reset(1, frames::NO_ERROR)).await;
+    assert_eq!(soon(heard.recv()).await, Some(RST_STREAM));
+}
+
+#[tokio::test]
+async fn an_upload_that_its_agent_resets_without_an_error_is_not_completed_in_http1_either() {
+    // H7
+    let world = http1().await;
+    let (hears, mut heard) = mpsc::unbounded_channel();
+    world.api.is_served_by(move |_, mut io| {
+        let hears = hears.clone();
+        async move {
+            let mut all = Vec::new();
+            while !all.ends_with(b"4\r\nhalf\r\n") {
+                io.read_buf(&mut all).await.unwrap();
+            }
+            io.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            let _ = io.read_buf(&mut all).await;
+            hears.send(String::from_utf8(all).unwrap()).unwrap();
+        }
+    });
+    let mut agent = answered_early(&world).await;
+    agent.says(frames::reset(1, frames::NO_ERROR)).await;
+    let heard = soon(heard.recv()).await.unwrap();
+    assert!(heard.ends_with("4\r\nhalf\r\n"), "{heard}");
 }
 
 #[tokio::test]
