@@ -334,8 +334,12 @@ impl Renewal<'_> {
             Ok(Put::Stale(newer)) => {
                 tracing::warn!(provider = %row.provider, subject = %row.subject, generation = newer.generation,
                     "another grant was stored during a renewal, and is kept");
-                // If it has no token yet, the one at hand serves until its end.
-                Ok(self.adopt(&newer))
+                let theirs = self.adopt(&newer);
+                if theirs.is_none() && !newer.is_of_grant(row) {
+                    return Err(self.begin_again(&newer));
+                }
+                // Where another process has renewed it for itself only, the one at hand serves until its end.
+                Ok(theirs)
             }
             Err(error) => {
                 tracing::error!(provider = %row.provider, subject = %row.subject, %error,
@@ -344,6 +348,16 @@ impl Renewal<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Has the renewal run once more, with another grant that has taken the place of the one that it began with: what came of
+    /// that may be of another account, or of a grant that was removed before. It is not given back, for with it many a
+    /// provider ends every grant of the user.
+    fn begin_again(&self, newer: &Row) -> TokenError {
+        let mut state = self.slot.lock();
+        state.replaced_by(newer.generation);
+        state.void = true;
+        self.not_connected()
     }
 
     /// Goes on trying, in a task that a graceful stop waits for: without it the grant would be lost.

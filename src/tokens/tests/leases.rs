@@ -93,6 +93,20 @@ async fn after_the_death_of_its_holder_the_old_token_is_tried_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_token_is_handed_out_of_a_grant_that_was_replaced_during_its_renewal() {
+    // TOK-031, TOK-038: nor does anybody have to come again, though the lease went with the grant.
+    let (fleet, one, _, key) = world().await;
+    fleet.server.book().delay = seconds(2);
+    let waiting = asks(&one, &key);
+    pass(1.0).await;
+    let theirs = fleet.server.grant("alice");
+    fleet.import(&key, theirs.clone()).await.unwrap();
+    let bearer = waiting.await.unwrap().unwrap();
+    assert!(fleet.server.is_of(&bearer, theirs.expose()));
+    assert_eq!((fleet.server.calls(), fleet.server.book().reused), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_dead_holder_s_answer_holds_up_no_other_user() {
     // C15: at most four calls at once to one token endpoint.
     let (fleet, one, other, key) = world().await;

@@ -355,14 +355,35 @@ async fn a_late_writer_takes_over_what_was_stored_meanwhile() {
             pass(1.0).await;
             world.import(&key, theirs.clone(), access.clone()).await;
         });
-        let row = world.row(&key).await;
-        assert_eq!((row.generation, row.refresh_token), (2, Some(theirs.clone())));
+        assert!(world.server.is_of(&bearer, theirs.expose()), "with a token: {with_token}");
         assert_eq!(access.is_some_and(|access| access.expose() == token(&bearer)), with_token);
-        // The next renewal is with their refresh token.
-        world.server.revoke(&bearer);
-        assert_eq!(world.request(&key).await, Got::Fine);
+        assert_eq!(world.server.calls(), if with_token { 1 } else { 2 });
+        let row = world.row(&key).await;
+        assert_eq!((row.generation, row.generation), (bearer.generation, if with_token { 2 } else { 3 }));
+        if with_token {
+            // The next renewal is with their refresh token.
+            world.server.revoke(&bearer);
+            assert_eq!(world.request(&key).await, Got::Fine);
+        }
         assert_eq!(world.server.book().calls[1].refresh_token.as_deref(), Some(theirs.expose()));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_was_stored_during_a_renewal_is_tried_until_it_is_renewed() {
+    // TOK-031, C15
+    let world = World::new().await;
+    let key = world.connect("alice").await;
+    let first = world.bearer(&key).await;
+    world.server.book().acts.extend([Act::Hang, Act::Say(503, &[], "")]);
+    world.tokens.renew_for_the_next(&key, &first);
+    pass(1.0).await;
+    let theirs = world.server.grant("alice");
+    world.import(&key, theirs.clone(), None).await;
+    world.server.release();
+    pass(5.0).await;
+    assert!(world.server.is_of(&world.bearer_at_once(&key).await, theirs.expose()));
+    assert_eq!(world.server.calls(), 4);
 }
 
 #[tokio::test(start_paused = true)]
