@@ -379,6 +379,14 @@ impl Store {
         self.engine.replace(&self.sealer.record(&row)?).await
     }
 
+    /// Says that a provider takes the client, which says of no grant that it is the operator's turn any more.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn corrected(&self, provider: &ProviderName) -> Result<(), StoreError> {
+        self.engine.mark_all(provider, record::FIX_CONFIGURATION, &(&State::Connected).into()).await
+    }
+
     /// Removes a grant, whatever its state, and gives what was there. A value in it that does not open is no reason to
     /// keep it: it is left out.
     ///

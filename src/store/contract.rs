@@ -53,6 +53,7 @@ on_every_engine! {
     only_who_knows_the_generation_writes,
     no_grant_has_the_generation_of_one_before_it,
     grants_are_counted_by_provider_and_state,
+    what_waits_for_the_operator_is_connected_again_all_at_once,
     a_flow_is_taken_once,
     of_many_processes_that_take_a_flow_one_gets_it,
     so_many_flows_are_kept_and_no_more,
@@ -186,6 +187,41 @@ async fn grants_are_counted_by_provider_and_state(ground: &Ground) {
     let mut counted = store.measured_by(&Metrics::default()).census().await.unwrap();
     counted.sort();
     assert_eq!(counted, [(github(), "connected".to_owned(), 2), (github(), "reauthorize".to_owned(), 1)]);
+}
+
+async fn what_waits_for_the_operator_is_connected_again_all_at_once(ground: &Ground) {
+    // TOK-018, C15
+    let store = ground.store().await;
+    let refused = State::FixConfiguration { reason: "invalid_client".into() };
+    let of = |provider: &str, name, state: &State| Row {
+        provider: provider.parse().unwrap(),
+        state: state.clone(),
+        ..row(name, 1)
+    };
+    let rows = [
+        of("github", "alice", &refused),
+        of("github", "bob", &refused),
+        of("github", "carol", &State::reauthorize("invalid_grant")),
+        of("slack", "alice", &refused),
+    ];
+    for row in &rows {
+        store.put(row.clone(), None).await.unwrap();
+    }
+    let other = ground.store().await;
+    let mut changes = other.watch().await;
+    store.corrected(&github()).await.unwrap();
+    let expected = [(0, State::Connected), (1, State::Connected), (2, rows[2].state.clone()), (3, refused)];
+    for (which, state) in expected {
+        let row = &rows[which];
+        let stored = store.grant(&row.provider, &row.subject).await.unwrap();
+        // Intent, generation and all.
+        assert_eq!(stored, Some(Row { state, ..row.clone() }));
+    }
+    // It is no news of any grant.
+    if let Ok(Change::Of(..)) = tokio::time::timeout(Duration::from_secs(1), changes.next()).await {
+        panic!("a change was told");
+    }
+    store.corrected(&github()).await.unwrap();
 }
 
 async fn a_flow_is_taken_once(ground: &Ground) {

@@ -62,6 +62,10 @@ pub(super) trait Engine: Send + Sync + 'static {
     /// one: another one's is not cleared. Whether it did.
     async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool>;
 
+    /// Sets the state of all grants of a provider that are in the state `from`. Their generations, intents and leases stay,
+    /// and nobody is told.
+    async fn mark_all(&self, provider: &ProviderName, from: &str, to: &StateRecord) -> Result<()>;
+
     /// Takes the lease of a grant; `None` while another one holds it. One that was inherited, and is
     /// given back before there was an intent of this owner's, is inherited by the next one, too.
     async fn lease(&self, names: &Names, owner: Owner) -> Result<Option<Held>>;

@@ -274,6 +274,15 @@ impl Engine for Memory {
         .await
     }
 
+    async fn mark_all(&self, provider: &ProviderName, from: &str, to: &StateRecord) -> Result<()> {
+        let (provider, from, to) = (provider.clone(), from.to_owned(), to.clone());
+        self.call(move |tables| {
+            let of_provider = tables.grants.values_mut().filter(|record| record.names.provider == provider);
+            of_provider.filter(|record| record.state.state == from).for_each(|record| record.state = to.clone());
+        })
+        .await
+    }
+
     async fn lease(&self, names: &Names, owner: Owner) -> Result<Option<Held>> {
         let (of, now) = (names.clone(), Instant::now);
         let taken = self.call(move |tables| {

@@ -35,6 +35,7 @@ use super::engine::{
 };
 use super::record::hex;
 use super::{Most, StoreError};
+use crate::names::ProviderName;
 
 pub use url::{ServerUrl, UrlError};
 
@@ -333,6 +334,13 @@ impl Engine for Postgres {
             (&intent.at, Type::INT8),
         ];
         Ok(!self.query(sql, parameters).await?.is_empty())
+    }
+
+    async fn mark_all(&self, provider: &ProviderName, from: &str, to: &StateRecord) -> Result<()> {
+        let provider = provider.as_str();
+        let parameters: Parameters<'_> =
+            &[(&provider, Type::TEXT), (&from, Type::TEXT), (&to.state, Type::TEXT), (&to.reason, Type::TEXT)];
+        self.query(MARK_ALL, parameters).await.map(|_| ())
     }
 
     async fn lease(&self, names: &Names, owner: Owner) -> Result<Option<Held>> {
@@ -671,6 +679,12 @@ const LEASE: &str = "INSERT INTO sidebearer.leases AS there (provider, subject, 
 const PROLONG: &str = "UPDATE sidebearer.leases
     SET expires_at = greatest(expires_at, clock_timestamp() + make_interval(secs => $4))
     WHERE provider = $1 AND subject = $2 AND owner = $3 AND expires_at > clock_timestamp() RETURNING 1";
+
+/// A row that another one is writing gets a state from that one.
+const MARK_ALL: &str = "WITH free AS (SELECT subject FROM sidebearer.grants WHERE provider = $1 AND state = $2
+        FOR UPDATE SKIP LOCKED)
+    UPDATE sidebearer.grants SET state = $3, reason = $4
+        WHERE provider = $1 AND state = $2 AND subject IN (SELECT subject FROM free)";
 
 /// The grant is locked before its lease, as by whoever writes one. From now on what is left open is this owner's.
 const INTEND: &str = "WITH there AS (SELECT FROM sidebearer.grants WHERE provider = $1 AND subject = $2 FOR UPDATE),

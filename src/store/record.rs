@@ -228,7 +228,7 @@ pub(super) const ACCESS_TOKEN: &str = "access_token";
 
 const CONNECTED: &str = "connected";
 const REAUTHORIZE: &str = "reauthorize";
-const FIX_CONFIGURATION: &str = "fix_configuration";
+pub(super) const FIX_CONFIGURATION: &str = "fix_configuration";
 
 #[cfg(test)]
 mod tests {

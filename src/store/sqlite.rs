@@ -24,6 +24,7 @@ use super::engine::{
 use super::record::hex;
 use super::seal;
 use super::{Most, StoreError};
+use crate::names::ProviderName;
 
 /// The embedded engine: one connection to the file, and a folder of lock files beside it. A clone shares both.
 #[derive(Clone)]
@@ -118,6 +119,16 @@ impl Engine for Sqlite {
     async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
         let (names, intent, state) = (names.clone(), intent.clone(), state.clone());
         self.run(move |database| database.mark(&names, generation, &intent, &state)).await
+    }
+
+    async fn mark_all(&self, provider: &ProviderName, from: &str, to: &StateRecord) -> Result<()> {
+        let (provider, from, to) = (provider.clone(), from.to_owned(), to.clone());
+        self.run(move |database| {
+            let sql = "UPDATE grants SET state = ?, reason = ? WHERE provider = ? AND state = ?";
+            let marked = database.connection.execute(sql, params![to.state, to.reason, provider.as_str(), from]);
+            database.sql(marked).map(|_| ())
+        })
+        .await
     }
 
     /// A file lock: the kernel frees it when its process dies, and at no other time.

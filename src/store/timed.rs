@@ -12,6 +12,7 @@ use super::engine::{
     Result, Snapshot, StateRecord, TakenRecord,
 };
 use crate::metrics::Metrics;
+use crate::names::ProviderName;
 
 pub(super) struct Timed {
     pub(super) engine: Arc<dyn Engine>,
@@ -71,6 +72,10 @@ impl Engine for Timed {
 
     async fn mark(&self, names: &Names, generation: u64, intent: &IntentRecord, state: &StateRecord) -> Result<bool> {
         self.timed("mark", self.engine.mark(names, generation, intent, state)).await
+    }
+
+    async fn mark_all(&self, provider: &ProviderName, from: &str, to: &StateRecord) -> Result<()> {
+        self.timed("mark_all", self.engine.mark_all(provider, from, to)).await
     }
 
     async fn lease(&self, names: &Names, owner: Owner) -> Result<Option<Held>> {

@@ -1,6 +1,7 @@
 //! A provider as tokens know it: where it is, and how it is asked for a token.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -97,6 +98,8 @@ pub(super) struct Known {
     pub(super) registration: Registration,
     pub(super) wanted: Wanted,
     pub(super) turns: Arc<Turns>,
+    /// Whether the provider has taken the client as it is configured here.
+    pub(super) takes_client: AtomicBool,
     /// What its issuer says of itself, once discovered.
     metadata: OnceCell<Metadata>,
 }
@@ -153,7 +156,8 @@ impl Known {
     pub(super) fn new(provider: Arc<Provider>, turns: Arc<Turns>) -> Self {
         let target = Arc::new(provider.target.clone());
         let (registration, wanted) = (Registration::of(&provider), Wanted::of(&provider));
-        Self { provider, target, registration, wanted, turns, metadata: OnceCell::new() }
+        let (takes_client, metadata) = (AtomicBool::new(false), OnceCell::new());
+        Self { provider, target, registration, wanted, turns, takes_client, metadata }
     }
 
     /// The token of a user or of the client.

@@ -1,6 +1,7 @@
 //! One renewal, from the stored grant to the stored answer: the steps of SEMANTICS C12, in their order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -250,7 +251,11 @@ impl Renewal<'_> {
 
         let by = before + SEND_WITHIN;
         match self.ask(endpoint, Ask::Refresh(refresh_token, &self.scopes(row)), Some(by)).await {
-            Ok(asked) => self.keep(row, &asked, lease).await.map_err(Redeemed::No),
+            Ok(asked) => {
+                let kept = self.keep(row, &asked, lease).await.map_err(Redeemed::No);
+                self.takes_client(row);
+                kept
+            }
             Err(refusal) => self.note(&attempt, refusal, unsure).await,
         }
     }
@@ -283,6 +288,24 @@ impl Renewal<'_> {
             }
             other => Err(Redeemed::No(self.failed(other))),
         }
+    }
+
+    /// The provider takes the client. That it was refused says nothing of any one grant, and not all of those whose rows say
+    /// so come back.
+    fn takes_client(&self, row: &Row) {
+        let was_taken = self.known.takes_client.swap(true, Ordering::Relaxed);
+        if was_taken && !matches!(row.state, RowState::FixConfiguration { .. }) {
+            return;
+        }
+        let (inner, known) = (self.inner.clone(), self.known.clone());
+        // Nobody's token has to wait for that.
+        self.inner.drain.spawn(async move {
+            if let Err(error) = inner.store.corrected(&known.provider.name).await {
+                tracing::warn!(provider = %known.provider.name, %error,
+                    "that the provider takes the client again could not be stored");
+                known.takes_client.store(false, Ordering::Relaxed);
+            }
+        });
     }
 
     /// Makes the answer durable before anyone gets its access token (C12 step 4).

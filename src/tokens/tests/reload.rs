@@ -48,6 +48,34 @@ async fn a_client_that_was_refused_is_tried_again_as_soon_as_it_is_corrected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_is_taken_again_is_refused_for_nobody() {
+    // TOK-018, C15: also for those who do not come back, whether the one who comes was refused or not.
+    for (refused, comes) in [(["alice", "bob"], "alice"), (["alice", "bob"], "carol")] {
+        let mut world = World::new().await;
+        let carol = world.connect("carol").await;
+        world.bearer(&carol).await;
+        world.server.book().always = INVALID_CLIENT;
+        for user in refused {
+            let key = world.connect(user).await;
+            assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "fix_configuration");
+        }
+        assert_eq!((counted(&world, "connected").await, counted(&world, "fix_configuration").await), (1, 2));
+        world.server.book().always = Act::Serve;
+        world.reconfigure(|provider| provider.client_secret = Some(Secret::new("corrected")));
+        pass(3600.0).await;
+        assert_eq!(world.request(&world.key(comes)).await, Got::Fine);
+        pass(1.0).await;
+        assert_eq!((counted(&world, "connected").await, counted(&world, "fix_configuration").await), (3, 0));
+    }
+}
+
+/// How many grants at `acme` are in a state.
+async fn counted(world: &World, state: &str) -> usize {
+    let census = world.tokens.census().await.unwrap();
+    census.iter().filter(|(_, of, _)| *of == state).map(|(.., grants)| grants).sum()
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_fails_as_it_was_configured_before_says_nothing_of_the_new_configuration() {
     // TOK-018: the answer comes after the reload.
     let mut world = World::of_a_client().await;
