@@ -121,11 +121,7 @@ impl Row {
 
     /// Its state for who is this client of this server, and wants this.
     pub fn state_for(&self, registration: Registration, wanted: Wanted) -> State {
-        match &self.state {
-            _ if !self.is_of(registration) => State::reauthorize(PROVIDER_CHANGED),
-            state if state.is_for(wanted) => state.clone(),
-            _ => State::Connected,
-        }
+        if self.is_of(registration) { self.state.for_who_wants(wanted) } else { State::reauthorize(PROVIDER_CHANGED) }
     }
 
     /// Whether both are of one grant, however often it was renewed in between.
@@ -181,6 +177,20 @@ impl State {
     /// Whether it says something of who wants this.
     pub fn is_for(&self, wanted: Wanted) -> bool {
         !matches!(self, State::Reauthorize { wanted: Some(refused), .. } if *refused != wanted)
+    }
+
+    /// What it comes to for who wants this.
+    pub fn for_who_wants(&self, wanted: Wanted) -> State {
+        if self.is_for(wanted) { self.clone() } else { State::Connected }
+    }
+
+    /// A stable name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Connected => record::CONNECTED,
+            State::Reauthorize { .. } => record::REAUTHORIZE,
+            State::FixConfiguration { .. } => record::FIX_CONFIGURATION,
+        }
     }
 }
 
@@ -250,6 +260,19 @@ pub enum Taken {
 
 /// One entry of [`Store::grants`].
 pub type Listed = (ProviderName, Subject, Result<Row, StoreError>);
+
+/// So many grants of a provider: whose, and in which state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// The provider.
+    pub provider: ProviderName,
+    /// At which server and of which client they were obtained, where that is known.
+    pub registration: Option<Registration>,
+    /// Their state, if it is one that is known.
+    pub state: Option<State>,
+    /// How many they are.
+    pub grants: u64,
+}
 
 /// The right to renew one grant, until it is dropped, its process ends, or its time has passed.
 #[derive(Debug)]
@@ -345,15 +368,16 @@ impl Store {
         Ok(opened.collect())
     }
 
-    /// How many grants of each provider are in which state, by its stable name. Nothing is opened for it.
+    /// How many grants of each provider are whose, and in which state. Nothing is opened for it.
     ///
     /// # Errors
     /// When they cannot be counted.
-    pub async fn census(&self) -> Result<Vec<(ProviderName, String, u64)>, StoreError> {
-        let counted = self.engine.census().await?.into_iter();
-        Ok(counted
-            .filter_map(|Count { provider, state, grants }| Some((provider.parse().ok()?, state, grants)))
-            .collect())
+    pub async fn census(&self) -> Result<Vec<Counted>, StoreError> {
+        let counted = |Count { provider, target, state, grants }| {
+            let (provider, state) = (provider.parse().ok()?, State::try_from(state).ok());
+            Some(Counted { provider, registration: record::registration(&target), state, grants })
+        };
+        Ok(self.engine.census().await?.into_iter().filter_map(counted).collect())
     }
 
     /// Writes `row`, intent and all, if the stored generation is `previous` (`None`: there is no row). It is durable

@@ -52,7 +52,7 @@ on_every_engine! {
     what_is_put_comes_back_whole,
     only_who_knows_the_generation_writes,
     no_grant_has_the_generation_of_one_before_it,
-    grants_are_counted_by_provider_and_state,
+    grants_are_counted_by_whose_they_are_and_in_which_state,
     what_waits_for_the_operator_is_connected_again_all_at_once,
     a_flow_is_taken_once,
     of_many_processes_that_take_a_flow_one_gets_it,
@@ -176,17 +176,36 @@ async fn no_grant_has_the_generation_of_one_before_it(ground: &Ground) {
     assert_eq!(generations[&(github(), user("alice"))], 3);
 }
 
-async fn grants_are_counted_by_provider_and_state(ground: &Ground) {
+async fn grants_are_counted_by_whose_they_are_and_in_which_state(ground: &Ground) {
     let store = ground.store().await;
     assert_eq!(store.census().await.unwrap(), []);
-    for (name, state) in
-        [("alice", State::Connected), ("bob", State::Connected), ("carol", State::reauthorize("invalid_grant"))]
-    {
-        store.put(Row { state, ..row(name, 1) }, None).await.unwrap();
+    let (here, elsewhere) = (row("alice", 1).registration, "00".parse().ok());
+    let of = |registration, state: &State, grants| {
+        let (provider, state) = (github(), Some(state.clone()));
+        Counted { provider, registration, state, grants }
+    };
+    let (connected, dead) = (State::Connected, State::reauthorize("invalid_grant"));
+    let refused = State::Reauthorize { reason: "invalid_scope".into(), wanted: "0123456789abcdef".parse().ok() };
+    for (name, registration, state) in [
+        ("alice", here, &connected),
+        ("bob", here, &connected),
+        ("carol", here, &dead),
+        ("dave", elsewhere, &connected),
+        ("erin", None, &connected),
+        ("frank", here, &refused),
+    ] {
+        store.put(Row { registration, state: state.clone(), ..row(name, 1) }, None).await.unwrap();
     }
-    let mut counted = store.measured_by(&Metrics::default()).census().await.unwrap();
-    counted.sort();
-    assert_eq!(counted, [(github(), "connected".to_owned(), 2), (github(), "reauthorize".to_owned(), 1)]);
+    let counted = store.measured_by(&Metrics::default()).census().await.unwrap();
+    let expected = [
+        of(here, &connected, 2),
+        of(here, &dead, 1),
+        of(elsewhere, &connected, 1),
+        of(None, &connected, 1),
+        of(here, &refused, 1),
+    ];
+    assert_eq!(counted.len(), expected.len(), "{counted:?}");
+    expected.iter().for_each(|one| assert!(counted.contains(one), "{counted:?} has no {one:?}"));
 }
 
 async fn what_waits_for_the_operator_is_connected_again_all_at_once(ground: &Ground) {

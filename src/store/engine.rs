@@ -40,7 +40,7 @@ pub(super) trait Engine: Send + Sync + 'static {
     /// All grants, in order. One whose columns are not of their types is an error in its place.
     async fn grants(&self) -> Result<Vec<(Names, Result<Record>)>>;
 
-    /// How many grants of each provider are in which state.
+    /// How many grants of each provider are of which target and in which state.
     async fn census(&self) -> Result<Vec<Count>>;
 
     /// The generations of those of `of` that are there.
@@ -99,11 +99,12 @@ pub(super) trait Engine: Send + Sync + 'static {
     async fn carry_out(&self, plan: &Plan) -> Result<bool>;
 }
 
-/// So many grants of a provider are in one state, as they are kept.
+/// So many grants of a provider are of one target and in one state, as they are kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Count {
     pub provider: String,
-    pub state: String,
+    pub target: String,
+    pub state: StateRecord,
     pub grants: u64,
 }
 
@@ -186,7 +187,7 @@ pub(super) struct Record {
 }
 
 /// A grant's state, in a word, and its reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StateRecord {
     pub state: String,
     pub reason: Option<String>,

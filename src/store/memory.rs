@@ -188,10 +188,11 @@ impl Engine for Memory {
         self.call(|tables| {
             let mut counted = BTreeMap::new();
             for (names, record) in &tables.grants {
-                let of = (names.provider.to_string(), record.state.state.clone());
+                let of = (names.provider.to_string(), record.target.clone(), record.state.clone());
                 *counted.entry(of).or_insert(0) += 1;
             }
-            counted.into_iter().map(|((provider, state), grants)| Count { provider, state, grants }).collect()
+            let count = |((provider, target, state), grants)| Count { provider, target, state, grants };
+            counted.into_iter().map(count).collect()
         })
         .await
     }

@@ -237,12 +237,14 @@ impl Engine for Postgres {
     }
 
     async fn census(&self) -> Result<Vec<Count>> {
-        let sql = "SELECT provider, state, count(*) AS grants FROM sidebearer.grants GROUP BY provider, state";
+        let sql = "SELECT provider, target, state, reason, count(*) AS grants FROM sidebearer.grants
+                   GROUP BY provider, target, state, reason";
         let count = |row| {
             let grants: i64 = self.get(row, "grants")?;
             Ok(Count {
                 provider: self.get(row, "provider")?,
-                state: self.get(row, "state")?,
+                target: self.get(row, "target")?,
+                state: StateRecord { state: self.get(row, "state")?, reason: self.get(row, "reason")? },
                 grants: grants.unsigned_abs(),
             })
         };

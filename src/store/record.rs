@@ -117,13 +117,12 @@ impl StoreError {
 
 impl From<&State> for StateRecord {
     fn from(state: &State) -> Self {
-        let (state, reason) = match state {
-            State::Connected => (CONNECTED, None),
-            State::Reauthorize { reason, wanted: None } => (REAUTHORIZE, Some(reason.clone())),
-            State::Reauthorize { reason, wanted: Some(wanted) } => (REAUTHORIZE, Some(format!("{reason} {wanted}"))),
-            State::FixConfiguration { reason } => (FIX_CONFIGURATION, Some(reason.clone())),
+        let reason = match state {
+            State::Connected => None,
+            State::Reauthorize { reason, wanted: Some(wanted) } => Some(format!("{reason} {wanted}")),
+            State::Reauthorize { reason, wanted: None } | State::FixConfiguration { reason } => Some(reason.clone()),
         };
-        Self { state: state.into(), reason }
+        Self { state: state.name().into(), reason }
     }
 }
 
@@ -226,8 +225,8 @@ pub(super) const KEY_CHECK: Place<'_> = Place { provider: "", subject: "", colum
 pub(super) const REFRESH_TOKEN: &str = "refresh_token";
 pub(super) const ACCESS_TOKEN: &str = "access_token";
 
-const CONNECTED: &str = "connected";
-const REAUTHORIZE: &str = "reauthorize";
+pub(super) const CONNECTED: &str = "connected";
+pub(super) const REAUTHORIZE: &str = "reauthorize";
 pub(super) const FIX_CONFIGURATION: &str = "fix_configuration";
 
 #[cfg(test)]

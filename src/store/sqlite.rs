@@ -275,11 +275,11 @@ impl Database {
     }
 
     fn census(&self) -> Result<Vec<Count>> {
-        let sql = "SELECT provider, state, count(*) FROM grants GROUP BY provider, state";
+        let sql = "SELECT provider, target, state, reason, count(*) FROM grants GROUP BY 1, 2, 3, 4";
         let mut statement = self.sql(self.connection.prepare(sql))?;
         let counted = statement.query_map([], |row| {
-            let grants: i64 = row.get(2)?;
-            Ok(Count { provider: row.get(0)?, state: row.get(1)?, grants: grants.unsigned_abs() })
+            let (state, grants) = (StateRecord { state: row.get(2)?, reason: row.get(3)? }, row.get::<_, i64>(4)?);
+            Ok(Count { provider: row.get(0)?, target: row.get(1)?, state, grants: grants.unsigned_abs() })
         });
         self.sql(counted.and_then(Iterator::collect))
     }

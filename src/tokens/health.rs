@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Inner, TokenError, Tokens, known};
+use super::known::{self, Known};
+use super::{Inner, TokenError, Tokens};
 use crate::metrics::Grants;
 use crate::names::ProviderName;
-use crate::oauth::Grant;
-use crate::store::StoreError;
+use crate::store::{Counted, StoreError};
 
 /// How long the store may take to show that it is there.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
@@ -101,16 +101,26 @@ impl Tokens {
         let counted = self.inner.store.census().await?;
         let providers = self.inner.current.load();
         let standings = providers.iter().flat_map(|(name, known)| {
+            let its: Vec<&Counted> = counted.iter().filter(|counted| counted.provider == *name).collect();
             let of = |state: &str| {
-                let grants = counted.iter().filter(|(provider, stored, _)| provider == name && stored == state);
-                grants.map(|(_, _, grants)| usize::try_from(*grants).unwrap_or(usize::MAX)).sum::<usize>()
+                let grants = its.iter().filter(|counted| standing(counted, known) == Some(state));
+                grants.map(|counted| usize::try_from(counted.grants).unwrap_or(usize::MAX)).sum::<usize>()
             };
-            let by_users = known.provider.grant != Grant::ClientCredentials;
-            let never = by_users && !counted.iter().any(|(provider, ..)| provider == name);
+            let never = known.provider.grant.is_for_users() && its.is_empty();
             STANDINGS.map(|state| (name.clone(), state, if state == NEVER { usize::from(never) } else { of(state) }))
         });
         Ok(standings.collect())
     }
+}
+
+/// The state that grants are in as their provider is configured now, by its stable name: of another server or client,
+/// they are no use (C15). A client needs nobody to grant it anything.
+fn standing(counted: &Counted, known: &Known) -> Option<&'static str> {
+    let is_others = counted.registration.is_some_and(|its| its != known.registration);
+    if is_others && known.provider.grant.is_for_users() {
+        return Some("reauthorize");
+    }
+    counted.state.as_ref().map(|state| state.for_who_wants(known.wanted).name())
 }
 
 impl Inner {

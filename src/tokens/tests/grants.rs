@@ -203,7 +203,9 @@ async fn scopes_that_are_refused_end_no_grant_that_is_asked_for_others() {
             pass(601.0).await;
         }
         assert_eq!(world.server.calls(), 2, "the same scopes are refused again");
+        assert_eq!((world.counted("connected").await, world.counted("reauthorize").await), (0, 1));
         world.reconfigure(|provider| provider.target.scopes = vec![]);
+        assert_eq!((world.counted("connected").await, world.counted("reauthorize").await), (1, 0));
         pass(3600.0).await;
         assert_eq!(world.request(&world.key("alice")).await, Got::Fine);
         assert_eq!((world.row(&key).await.state, world.server.book().reused), (State::Connected, 0));

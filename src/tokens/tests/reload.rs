@@ -59,20 +59,14 @@ async fn a_client_that_is_taken_again_is_refused_for_nobody() {
             let key = world.connect(user).await;
             assert_eq!(world.tokens.bearer(&key).await.unwrap_err().code(), "fix_configuration");
         }
-        assert_eq!((counted(&world, "connected").await, counted(&world, "fix_configuration").await), (1, 2));
+        assert_eq!((world.counted("connected").await, world.counted("fix_configuration").await), (1, 2));
         world.server.book().always = Act::Serve;
         world.reconfigure(|provider| provider.client_secret = Some(Secret::new("corrected")));
         pass(3600.0).await;
         assert_eq!(world.request(&world.key(comes)).await, Got::Fine);
         pass(1.0).await;
-        assert_eq!((counted(&world, "connected").await, counted(&world, "fix_configuration").await), (3, 0));
+        assert_eq!((world.counted("connected").await, world.counted("fix_configuration").await), (3, 0));
     }
-}
-
-/// How many grants at `acme` are in a state.
-async fn counted(world: &World, state: &str) -> usize {
-    let census = world.tokens.census().await.unwrap();
-    census.iter().filter(|(_, of, _)| *of == state).map(|(.., grants)| grants).sum()
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,7 +262,9 @@ async fn another_server_or_client_gets_nothing_of_the_one_before_and_that_comes_
             pass(3.0).await;
         }
         assert_eq!((world.server.calls(), world.row(&key).await), (1, before));
+        assert_eq!((world.counted("connected").await, world.counted("reauthorize").await), (0, 1));
         world.reconfigure(|provider| (provider.endpoints.token, provider.client_id) = (was_at.clone(), was.clone()));
+        assert_eq!((world.counted("connected").await, world.counted("reauthorize").await), (1, 0));
         assert_eq!((token(&world.bearer(&key).await), world.server.calls()), (token(&first), 1));
     }
 }
@@ -281,6 +277,9 @@ async fn a_client_that_becomes_another_asks_for_a_token_of_its_own() {
     let second = world.bearer(&world.key("alice")).await;
     assert_ne!(token(&first), token(&second));
     assert_eq!(world.server.calls(), 2);
+    // Nobody has to grant anything.
+    world.reconfigure(|provider| provider.client_id = "id".into());
+    assert_eq!((world.counted("connected").await, world.counted("reauthorize").await), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -132,6 +132,12 @@ impl World {
         self.store.grant(&key.provider, &key.subject).await.unwrap().unwrap()
     }
 
+    /// How many grants are counted as in a state.
+    pub async fn counted(&self, state: &str) -> usize {
+        let census = self.tokens.census().await.unwrap();
+        census.iter().filter(|(_, of, _)| *of == state).map(|(.., grants)| grants).sum()
+    }
+
     pub async fn stored_refresh_token(&self, key: &Key) -> String {
         self.row(key).await.refresh_token.unwrap().expose().to_owned()
     }
