@@ -24,6 +24,7 @@ use crate::links::{Invitation, Links};
 use crate::names::{ProviderName, Subject, UserName};
 use crate::oauth::authorization::{self, Outcome};
 use crate::oauth::registration::Registration;
+use crate::oauth::wanted::Wanted;
 use crate::oauth::{Grant, Provider, is_scope, pkce, union};
 use crate::secret::Secret;
 use crate::store::{Flow, Most, PROVIDER_CHANGED, State, Store, StoreError, Taken};
@@ -343,11 +344,14 @@ impl Consent {
         let subject = Subject::User(user.clone());
         // A row that does not open can be replaced like any other.
         let row = self.inner.parts.store.grant(&provider.name, &subject).await.ok().flatten();
+        // What was granted at another server, or to another client, says nothing of this one.
+        let (registration, wanted) = (Registration::of(&provider), Wanted::of(&provider));
+        let row = row.filter(|row| row.is_of(registration));
         let mut further =
             union(&invitation.scopes, row.as_ref().map(|row| row.further_scopes.as_slice()).unwrap_or_default());
         further.retain(|scope| !provider.target.scopes.contains(scope));
         let scopes = union(&provider.target.scopes, &further);
-        let again = row.is_some_and(|row| row.state == State::Connected);
+        let again = row.is_some_and(|row| row.state_for(registration, wanted) == State::Connected);
         Ok(Plan { provider, user, scopes, further, return_to, again })
     }
 

@@ -641,6 +641,26 @@ async fn who_cannot_be_connected_is_told_why() {
 }
 
 #[tokio::test]
+async fn another_server_or_client_is_not_asked_for_what_was_granted_to_the_one_before() {
+    // TOK-045: it may not know those scopes, and refuse each try.
+    for change in
+        [("token_endpoint: https://auth.test", "token_endpoint: https://other.test"), ("client_id: ", "client_id: x")]
+    {
+        let mut world = Setup::consenting().start().await;
+        let mut browser = world.browser();
+        let asked = browser.goes_to_the_provider("/connect/main?scope=admin").await;
+        browser.comes_back(&world.issued.says_yes(&asked)).await;
+        let planned = async |world: &World| {
+            let plan = world.desk().await.consent.plan("main", &Invitation::default()).await.unwrap();
+            (plan.scopes.join(" "), plan.further.join(" "), plan.again)
+        };
+        assert_eq!(planned(&world).await, ("admin read write".into(), "admin".into(), true));
+        world.reloads(&[change]).await;
+        assert_eq!(planned(&world).await, ("read write".into(), String::new(), false));
+    }
+}
+
+#[tokio::test]
 async fn a_code_goes_to_no_server_that_was_configured_since() {
     // OAU-008, TOK-045
     for change in
