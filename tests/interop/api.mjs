@@ -17,7 +17,8 @@ const INTROSPECTOR = `Basic ${Buffer.from('api:api-secret').toString('base64')}`
 
 export function createApi(world, certificate, { authPort, ca, gitRoot }) {
   const agent = new https.Agent({ keepAlive: true, maxSockets: 16 });
-  const api = http2.createSecureServer({ ...certificate, allowHTTP1: true });
+  // With room for many answers that wait for whoever does not read: with less, Node refuses everybody else on the connection.
+  const api = http2.createSecureServer({ ...certificate, allowHTTP1: true, maxSessionMemory: 1024 });
   api.on('sessionError', () => {});
   api.on('request', serve);
   // The same API as an old server speaks it.

@@ -13,7 +13,7 @@ export function createControl(world) {
     'POST /set': (wish) => { Object.assign(world, wish); },
     'POST /hold': ({ count }) => world.holdRequests(count),
     'POST /keep-answers': () => world.keepAnswers(),
-    'POST /let-go': () => world.kept.release(),
+    'POST /let-go': () => world.kept?.release(),
     'POST /kill': (wish) => { world.kill = wish; },
     'POST /entrance': () => world.entrance(),
     'POST /announce': (event) => announce(world, event),

@@ -29,6 +29,7 @@ const stranger = tls.createServer(
   { cert: readFileSync(options.strangerCert), key: readFileSync(options.strangerKey) },
   (socket) => socket.on('error', () => {}).pipe(socket),
 );
+stranger.on('connection', () => { world.visits += 1; });
 // Two more hosts that browsers meet: the application that sent its user to connect, and a company's own login page.
 const app = https.createServer(certificate, (request, response) => {
   const onward = new URL(request.url, 'https://login.test').searchParams.get('onward');

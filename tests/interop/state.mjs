@@ -45,15 +45,16 @@ export class World {
     for (const answer of this.listeners) answer.destroy();
     this.closes = []; // how WebSockets ended: code and reason
     this.pings = 0;
+    this.visits = 0; // connections to the stranger
     this.authorizations = new Set(); // how many Authorization fields requests came with
     this.tries = new Map(); // X-Request-Id -> how often that request arrived
   }
 
   report() {
     const most = Math.max(0, ...this.tries.values());
-    const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings } = this;
+    const { token, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings, visits } = this;
     return {
-      token, kept: this.kept?.count ?? 0, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings,
+      token, kept: this.kept?.count ?? 0, lastTokenRequest, revokedGrants, redeemedTwice, polls, api, closes, pings, visits,
       authorizations: [...this.authorizations],
       tries: { requests: this.tries.size, most },
       open: { websockets: this.websockets.size, events: this.listeners.size },
@@ -84,17 +85,25 @@ export class World {
   holdRequests(count) {
     const hold = { missing: count };
     hold.open = new Promise((resolve) => { hold.release = resolve; });
-    // A test that can never collect them all must fail by its own assertion, not hang.
-    setTimeout(hold.release, 30_000).unref();
     this.hold = hold;
+    this.giveUp('hold');
   }
 
   // The token endpoint's answers wait from now on until they are let go.
   keepAnswers() {
     const kept = { count: 0 };
     kept.open = new Promise((resolve) => { kept.release = resolve; });
-    setTimeout(kept.release, 30_000).unref();
     this.kept = kept;
+    this.giveUp('kept');
+  }
+
+  // A test that can never collect them all must fail by its own assertion, not hang: they go on, and are counted no more.
+  giveUp(what) {
+    const waiting = this[what];
+    setTimeout(() => {
+      waiting.release();
+      if (this[what] === waiting) this[what] = null;
+    }, 90_000).unref();
   }
 
   async heldTogether() {

@@ -11,7 +11,7 @@ from openapi_spec_validator import validate
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from world import CONSENT, SECRETS, SERVICE
+from world import CONSENT, SECRETS, SERVICE, wait_for
 
 TOKEN = SECRETS["ADMIN_TOKEN"]
 PATHS = [
@@ -135,18 +135,27 @@ def test_a_page_elsewhere_can_neither_read_nor_change_nor_frame_anything(admin, 
     assert servers.report()["revokedGrants"] == 0
 
 
+# Done when there is something in the frame, be it the browser's own page.
+FRAME = """(url) => new Promise((done) => {
+    const frame = document.createElement('iframe');
+    frame.onload = () => done();
+    frame.src = url;
+    document.body.replaceChildren(frame);
+})"""
+
+
 @pytest.mark.parametrize("path", ["/", "/connect/main?user=default"])
 def test_no_page_can_be_framed(admin, person, path):
     """OAU-018"""
     running, _ = admin()
     victim = person()
     victim.open("https://app.test/")
-    victim.page.evaluate("(url) => { document.body.innerHTML = `<iframe src='${url}'></iframe>`; }", running.admin + path)
-    victim.page.wait_for_timeout(300)
+    victim.page.evaluate(FRAME, running.admin + path)
+    # The browser complains of the refusal that this is about.
+    wait_for(lambda: victim.page.wait_for_timeout(10) or victim.violations, "the refusal to be told")
     [frame] = victim.page.frames[1:]
     assert frame.get_by_role("button").count() == 0
     assert frame.get_by_role("heading", level=1, name=re.compile("Connect|Sidebearer")).count() == 0
-    # The browser complains of the refusal that this is about.
     victim.violations.clear()
 
 

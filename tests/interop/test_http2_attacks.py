@@ -7,6 +7,8 @@ import pytest
 from hpack import Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
+from world import wait_for
+
 # A log of every frame would be most of what is measured here.
 LOG = "info"
 
@@ -144,13 +146,14 @@ def test_a_flood_ends_or_is_not_read_and_nobody_else_notices(sidebearer, attack,
     assert running.process.poll() is None
 
 
-def test_a_shut_window_keeps_little_waiting(sidebearer, figure):
+def test_a_shut_window_keeps_little_waiting(sidebearer, servers, figure):
     """Window 0 on 900 streams of long answers, for as long as others need to be served."""
     running = sidebearer().run()
     assert running.get().status_code == 200
     before = memory(running)
     attacker = Attacker(running, settings={4: 0})
-    attacker.floods(head(stream, path=f"/zeros/{1 << 30}") for stream in streams(900))
+    attacker.floods(head(stream, path=f"/numbered/{1 << 30}") for stream in streams(900))
+    wait_for(lambda: servers.report()["api"]["authorized"] == 901, "all to be answered")
     served = [running.get().status_code for _ in range(20)]
     grown = memory(running) - before
     figure(f"900 answers wait, grown by {grown >> 20} MiB")
