@@ -1,14 +1,12 @@
 """HTTP/2 frame by frame, between an agent and an API that are both python-h2: what either may do, the other sees."""
 
-import time
-
 import h2.events
 import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from raw import Answer, Peer, Server, tunnel
-from world import wait_for
+from world import wait_for, wait_until_still
 
 BODY = bytes(range(256)) * 256
 
@@ -312,7 +310,7 @@ def test_readers_that_stall_do_not_stop_whoever_shares_their_connection_to_the_a
         stalled.append(tunnel(agent.running, buffer=4096))
         stalled[-1].sendall(b"GET /stalled HTTP/1.1\r\nHost: api.test\r\n\r\n")
         wait_for(lambda: len(sent) == number + 1, "the request to arrive")
-    filled = wait_until_still(lambda: sum(sent.values()))
+    filled = wait_until_still(lambda: sum(sent.values()), 0.3)
     assert len(agent.server.connections) == 1
     stream = agent.request()
     answer = Answer()
@@ -352,12 +350,3 @@ def test_uploads_that_stall_do_not_stop_an_agents_others(between):
     live = agent.request("POST", "/live", end=False)
     agent.send(live, BODY)
     assert agent.answer(live).body == BODY
-
-
-def wait_until_still(figure):
-    """What a figure has grown to once it grows no more."""
-    while True:
-        before = figure()
-        time.sleep(0.3)
-        if figure() == before:
-            return before

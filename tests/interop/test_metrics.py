@@ -26,8 +26,7 @@ def scrape(running, **headers):
     """What is there, kept for the search for secrets."""
     answer = httpx.get(f"{running.health}/metrics", headers=headers, trust_env=False, timeout=60)
     assert answer.status_code == 200
-    outputs = running.sidebearer.outputs
-    (outputs / f"{len(list(outputs.iterdir()))}-metrics").write_text(answer.text)
+    running.sidebearer.output("metrics").write_text(answer.text)
     return answer.text
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from world import API, CLIENTS, NODE, wait_for
+from world import API, CLIENTS, NODE, wait_for, wait_until_still
 
 # A log of every frame would be most of what is measured here.
 LOG = "info"
@@ -124,7 +124,7 @@ def test_agents_that_hardly_read_do_not_make_the_memory_grow(sidebearer, servers
         readers.append(subprocess.Popen(slow, stderr=subprocess.DEVNULL))
     try:
         wait_for(lambda: servers.report()["api"]["authorized"] == 17, "all to be answered")
-        grown = wait_until_still(lambda: peak_memory(running)) - before
+        grown = wait_until_still(lambda: peak_memory(running), 1) - before
         figure(f"16 readers of 1 KiB/s, peak memory {before // MIB} MiB + {grown // MIB} MiB")
         assert grown < ROOM
         # Whoever does read is not kept waiting by them.
@@ -140,15 +140,6 @@ def digest(length):
     for block in blocks(length):
         digest.update(block)
     return digest.digest()
-
-
-def wait_until_still(figure):
-    """What a figure has grown to once it has not grown for a second."""
-    while True:
-        before = figure()
-        time.sleep(1)
-        if figure() == before:
-            return before
 
 
 def through(running, version):

@@ -1,6 +1,7 @@
 """The world the tests speak of: real servers, a real `sidebearer`, and folders that vanish afterwards."""
 
 import base64
+import itertools
 import json
 import os
 import platform
@@ -78,6 +79,15 @@ def wait_for(condition, what, seconds=30):
             return result
         time.sleep(0.01)
     raise AssertionError(f"waited {seconds} s in vain for {what}")
+
+
+def wait_until_still(figure, pause):
+    """What a figure has grown to once three looks in a row find it the same: between two, the machine may have stood still."""
+    looks = []
+    while len(looks) < 3 or len(set(looks[-3:])) > 1:
+        looks.append(figure())
+        time.sleep(pause)
+    return looks[-1]
 
 
 def free_port():
@@ -205,6 +215,7 @@ class Sidebearer:
         self.home.mkdir(parents=True)
         self.outputs = folder / "outputs"
         self.outputs.mkdir()
+        self.numbers = itertools.count()
         self.config = folder / "proxy.yaml"
         self.ca = folder / "ca/ca.pem"
         self.running = []
@@ -234,14 +245,17 @@ class Sidebearer:
             "CONTROL": servers.control_url, "TMPDIR": str(self.temporary), **SECRETS,
         }
 
+    def output(self, name):
+        """A file of its own for what a program writes, also where several are started at once."""
+        return self.outputs / f"{next(self.numbers):04}-{name}"
+
     def command(self, *arguments, input=None, check=True, seconds=120, **environment):
         """Runs a subcommand to its end; what it wrote is kept for the search for secrets."""
         done = subprocess.run(
             [binary(), *map(str, arguments)], env=self.environment | environment, input=input,
             capture_output=True, text=True, timeout=seconds, cwd=self.folder,
         )
-        number = len(list(self.outputs.iterdir()))
-        (self.outputs / f"{number}-{arguments[0]}").write_text(done.stdout + done.stderr)
+        self.output(arguments[0]).write_text(done.stdout + done.stderr)
         if check:
             assert done.returncode == 0, f"`sidebearer {arguments[0]}` exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
@@ -302,7 +316,7 @@ class Running:
 
     def __init__(self, sidebearer, environment):
         self.sidebearer = sidebearer
-        self.log = sidebearer.outputs / f"{len(list(sidebearer.outputs.iterdir()))}-run"
+        self.log = sidebearer.output("run")
         environment = {"RUST_LOG": sidebearer.log} | sidebearer.environment | environment
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -350,8 +364,7 @@ class Started:
     """A subcommand that a person takes part in, by a browser or by what they type."""
 
     def __init__(self, sidebearer, arguments, environment):
-        number = len(list(sidebearer.outputs.iterdir()))
-        self.out, self.err = (sidebearer.outputs / f"{number}-{arguments[0]}.{name}" for name in ("stdout", "stderr"))
+        self.out, self.err = (sidebearer.output(f"{arguments[0]}.{name}") for name in ("stdout", "stderr"))
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
                 [binary(), *map(str, arguments)], env=sidebearer.environment | environment,
@@ -399,7 +412,7 @@ class Conversation:
     """A live `sidebearer exec` whose command is told what to do, one line of JSON at a time."""
 
     def __init__(self, sidebearer, command, environment):
-        self.err = sidebearer.outputs / f"{len(list(sidebearer.outputs.iterdir()))}-exec"
+        self.err = sidebearer.output("exec")
         with self.err.open("w") as err:
             self.process = subprocess.Popen(
                 [binary(), "exec", "--config", sidebearer.config, "--", *map(str, command)],
