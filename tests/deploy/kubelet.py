@@ -153,7 +153,7 @@ class Pod:
             assert found or is_running, f"the sidecar is gone:\n{self.lines()}"
             return found
 
-        return wait_for(told, f"the line that says `{message}`")[0]
+        return wait_for(told, f"the line that says `{message}`", seconds=120)[0]
 
     def state(self, name):
         return self.engine.inspect(self.container(name))["State"]

@@ -85,7 +85,7 @@ def test_the_agent_is_authenticated_and_gets_nowhere_by_itself(project, servers)
             "routes": [{"host": "api.test", "provider": "billing"}],
         }))
         project.compose("up", "--detach", "--no-deps", "sidebearer")
-        wait_for(project.is_healthy, "the sidecar to be healthy", seconds=15)
+        wait_for(project.is_healthy, "the sidecar to be healthy", seconds=60)
         project.compose("up", "--detach", "--no-deps", "agent")
         for client in (CURL, REQUESTS):
             assert json.loads(project.exec(*client).stdout)["authorizations"] == 1

@@ -195,7 +195,7 @@ def test_a_classic_job_tells_its_sidecar_to_stop_however_it_ends(rendered, tmp_p
     curl.chmod(0o755)
     asked = lambda: (tmp_path / "curl.log").read_text().splitlines() if (tmp_path / "curl.log").exists() else []
     environment = lambda started: os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STARTED": started}
-    assert run(*agent["command"], env=environment("7"), check=False, timeout=10).returncode == 7
+    assert run(*agent["command"], env=environment("7"), check=False, timeout=60).returncode == 7
     assert asked()[-1].endswith("/quit")
     with subprocess.Popen(agent["command"], env=environment("0")) as running:
         wait_for(lambda: "api.example.com" in asked()[-1], "the agent's call")

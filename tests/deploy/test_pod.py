@@ -62,7 +62,7 @@ class TestAPod:
         assert "readinessProbe" not in probes
         for probe in (probes["startupProbe"], probes["livenessProbe"]):
             # Not the address that the proxy itself listens at.
-            answer = httpx.get(f"http://127.0.0.9:3130{probe['httpGet']['path']}", trust_env=False)
+            answer = httpx.get(f"http://127.0.0.9:3130{probe['httpGet']['path']}", trust_env=False, timeout=60)
             assert answer.status_code == 200, answer.text
         # The same without HTTP, for what runs no probes but commands.
         for asked in ([], ["--startup"], ["--ready"]):
@@ -101,15 +101,22 @@ def test_a_changed_config_map_is_taken_without_a_restart(kubelet, deployment):
 
 def test_the_agent_ends_first_and_then_the_sidecar_with_0(kubelet, deployment):
     """As a kubelet stops a pod: what the agent still sends when it is told to end has its sidecar."""
-    last = "trap 'curl -fsS https://api.test/echo; exit 7' TERM; while :; do sleep 0.1; done"
+    last = "trap 'curl -fsS https://api.test/echo; exit 7' TERM; echo ready; while :; do sleep 0.1; done"
     pod = kubelet.run("deployment", deployment, ["sh", "-c", last])
-    wait_for(lambda: pod.state("agent")["Running"], "the agent to run")
+    wait_for(lambda: "ready" in pod.lines("agent"), "the agent to heed what it is told")
     pod.signal("agent", "TERM")
     assert pod.wait("agent") == 7
-    assert json.loads(pod.lines("agent")[-1])["authorizations"] == 1
+    assert told(pod)["authorizations"] == 1
     pod.signal("sidebearer", "TERM")
     assert pod.wait("sidebearer") == 0
-    assert [event["clean"] for event in pod.events() if event["message"] == "stopped"] == [True]
+    stops = lambda: [event["clean"] for event in pod.events() if event["message"] == "stopped"]
+    assert wait_for(stops, "the sidecar's last word") == [True]
+
+
+def told(pod):
+    """The API's answer to an agent that is gone: what a container says is in its log a little after its end."""
+    answers = lambda: [line for line in pod.lines("agent") if line.startswith("{")]
+    return json.loads(wait_for(answers, "what the agent was told")[-1])
 
 
 def test_a_job_with_a_classic_sidecar_ends_since_its_agent_says_so(kubelet, examples):
@@ -118,7 +125,7 @@ def test_a_job_with_a_classic_sidecar_ends_since_its_agent_says_so(kubelet, exam
     command = ["https://api.test/echo" if part.startswith("https://") else part for part in agent["command"]]
     pod = kubelet.run("job", job, command, kubelet.configuration("examples/proxy-classic.yaml"))
     assert (pod.wait("agent"), pod.wait("sidebearer")) == (0, 0)
-    assert json.loads(pod.lines("agent")[-1])["authorizations"] == 1
+    assert told(pod)["authorizations"] == 1
 
 
 @pytest.mark.parametrize("user", ["65532:0", "1000730000:0", "4711:4711"])

@@ -21,7 +21,7 @@ stat --format='%n %a %U' /run/sidebearer/ca.pem /run/sidebearer /var/lib/sidebea
 curl --fail --silent --show-error https://api.test/echo
 cp /out/next.yaml /etc/sidebearer/proxy.yaml
 systemctl reload sidebearer
-timeout 20 sh -c 'until curl --silent https://api.test/refused | grep denied; do sleep 0.1; done'
+timeout 90 sh -c 'until curl --silent https://api.test/refused | grep denied; do sleep 0.1; done'
 curl --fail --silent --show-error https://api.test/after-reload
 systemctl stop sidebearer
 systemctl show sidebearer --property=ExecMainStatus,Result,ActiveState
@@ -87,7 +87,7 @@ def boot(machine):
     ]
     options = ["--quiet", f"--machine=sidebearer-{machine['out'].stat().st_ino}", "--register=no", "--keep-unit", "--volatile=yes"]
     kernel = ["systemd.firstboot=off", "systemd.mask=systemd-networkd.service", "systemd.unit=probe.service"]
-    run("systemd-nspawn", *options, "--directory=/", "--boot", *binds, "--", *kernel, timeout=120)
+    run("systemd-nspawn", *options, "--directory=/", "--boot", *binds, "--", *kernel, timeout=300)
     return (machine["out"] / "transcript").read_text()
 
 
