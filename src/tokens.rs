@@ -373,11 +373,18 @@ impl Tokens {
             return Err(NoRenewal::CoolDown);
         }
         let row = self.inner.store.grant(&key.provider, &key.subject).await;
-        if !row.is_ok_and(|row| row.is_some_and(|row| row.generation > rejected.generation)) {
+        let later = row.ok().flatten().filter(|row| row.generation > rejected.generation);
+        if !later.is_some_and(|row| self.is_worth_a_call(&row, key)) {
             return Err(NoRenewal::CoolDown);
         }
 
-        let flight = self.fly(&slot, &mut slot.lock(), Cause::Rejected);
+        let flight = {
+            let mut state = slot.lock();
+            if let Some(error) = state.resting(self.inner.clock.now()) {
+                return Err(NoRenewal::Failed(error));
+            }
+            self.fly(&slot, &mut state, Cause::Rejected)
+        };
         land(&key.provider, flight).await.map_err(NoRenewal::Failed)
     }
 

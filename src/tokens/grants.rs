@@ -325,6 +325,14 @@ impl Tokens {
             || row.access.as_ref().is_some_and(is_over)
     }
 
+    /// Whether a later row brings something else than what was rejected: not where another process has renewed for itself
+    /// only what both have. Each would do so for the other's sake, in turn and for ever.
+    pub(super) fn is_worth_a_call(&self, row: &Row, key: &Key) -> bool {
+        // A consent writes both times at once, and an import knows of no renewal. A client has no grant but this.
+        let is_new = row.renewed_at.is_none_or(|renewed_at| renewed_at == row.stored_at);
+        is_new && key.subject != Subject::Client || !self.is_no_use(row, key)
+    }
+
     fn known(&self, provider: &ProviderName) -> Result<Arc<Known>, String> {
         let known = self.providers.get(provider).cloned();
         known.ok_or_else(|| format!("no provider is named `{provider}`"))

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::server::Act;
-use super::world::{Got, World, figure, pass, provider, user};
+use super::world::{Got, World, figure, follows, pass, provider, user};
 use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
@@ -48,12 +48,6 @@ async fn consent_to(
     };
     let further = further.iter().map(|scope| (*scope).to_owned()).collect();
     tokens.grant(&key.provider, &"alice".parse().unwrap(), code, further).await
-}
-
-/// Looks at the store as a sidecar that runs does.
-fn follows(tokens: &Tokens) {
-    let tokens = tokens.clone();
-    tokio::spawn(async move { tokens.follow_store().await });
 }
 
 fn value(bearer: &Bearer) -> &str {

@@ -282,6 +282,23 @@ async fn sidecars_whose_clocks_are_a_day_apart_do_not_renew_for_each_other_for_e
 }
 
 #[tokio::test(start_paused = true)]
+async fn sidecars_whose_clocks_are_a_day_apart_do_not_renew_in_turn_what_is_always_rejected() {
+    // TOK-034, C5
+    let (fleet, one, other, key) = world().await;
+    one.clock.skew_wall(24 * 3600 * 1000);
+    pass(1.0).await;
+    let start = Instant::now();
+    while start.elapsed() < seconds(600) {
+        for Sidecar { tokens, .. } in [&one, &other] {
+            let bearer = tokens.bearer(&key).await.unwrap();
+            let _ = tokens.renew(&key, &bearer).await;
+        }
+        pass(0.5).await;
+    }
+    assert_eq!(fleet.server.calls(), 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_consent_is_given_back_only_when_it_is_known_not_to_be_stored() {
     // C13: the call, then what is stored of it, in four tries.
     for (lost, kept) in [(vec![3, 4, 5, 6], true), (vec![2, 3, 4, 5], false)] {

@@ -1,5 +1,6 @@
 //! What a 401 brings about (SEMANTICS C3, C5, C11).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -7,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::server::{Act, token};
-use super::world::{Got, World, pass, provider, user};
+use super::world::{Got, World, follows, pass, provider, user};
 use crate::oauth::Grant;
 use crate::tokens::{NoRenewal, TokenError};
 
@@ -79,6 +80,54 @@ async fn a_grant_that_is_stored_in_the_cool_down_is_used_at_once() {
     let third = world.tokens.renew(&key, &second).await.unwrap();
     assert!(third.generation > second.generation);
     assert_eq!(world.server.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_is_stored_in_the_cool_down_is_not_tried_while_its_provider_wants_to_be_spared() {
+    // C5, C15
+    let world = World::new().await;
+    let key = world.connect("alice").await;
+    let first = world.bearer(&key).await;
+    let second = world.tokens.renew(&key, &first).await.unwrap();
+    world.connect("alice").await;
+    world.server.book().always = Act::Say(503, &[("retry-after", "20")], "");
+    for _ in 0..19 {
+        match world.tokens.renew(&key, &second).await.unwrap_err() {
+            NoRenewal::Failed(TokenError::Unavailable { .. }) | NoRenewal::CoolDown => {}
+            other => panic!("{other:?}"),
+        }
+        pass(1.0).await;
+    }
+    assert_eq!(world.server.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_with_different_scopes_do_not_renew_in_turn_what_is_always_rejected() {
+    // C5
+    for grant in [Grant::AuthorizationCode, Grant::ClientCredentials] {
+        let world = World::of(vec![provider("acme", grant)]).await;
+        let mut other = provider("acme", grant);
+        other.target.scopes = vec!["gist".into()];
+        let sibling = world.sibling_of(&[Arc::new(other)]).await;
+        let ours = world.key("alice");
+        if grant.is_for_users() {
+            world.connect("alice").await;
+        }
+        let theirs = sibling.key(&ours.provider, &"alice".parse().unwrap()).unwrap();
+        let both = [(&world.tokens, &ours), (&sibling, &theirs)];
+        both.iter().for_each(|(tokens, _)| follows(tokens));
+        pass(1.0).await;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(600) {
+            for (tokens, key) in both {
+                let bearer = tokens.bearer(key).await.unwrap();
+                let _ = tokens.renew(key, &bearer).await;
+            }
+            pass(0.5).await;
+        }
+        // Each for itself: one that it needs, and those that are forced at 0, 60, 180 and 420 s.
+        assert_eq!(world.server.calls(), 10, "{grant:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

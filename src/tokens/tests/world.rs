@@ -210,6 +210,12 @@ pub(super) fn provider(name: &str, grant: Grant) -> Provider {
     }
 }
 
+/// Looks at the store as a sidecar that runs does.
+pub(super) fn follows(tokens: &Tokens) {
+    let tokens = tokens.clone();
+    tokio::spawn(async move { tokens.follow_store().await });
+}
+
 /// Lets time pass, with all that is planned in it.
 pub(super) async fn pass(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
