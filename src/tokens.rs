@@ -521,7 +521,7 @@ impl Inner {
         let now = self.clock.now();
         let mut state = slot.lock();
         let repeated = outcome.as_ref().is_err_and(|error| state.is_known(error));
-        let not_connected = TokenError::not_connected(&slot.key);
+        let (news, not_connected) = (state.news, TokenError::not_connected(&slot.key));
         let settled = state.settle(now, cause, outcome, not_connected);
         if self.renewing(&slot.key).as_ref().map(Arc::as_ptr) != asked.map(Arc::as_ptr) {
             // It failed as it was configured before; that says nothing of what is configured now.
@@ -532,8 +532,8 @@ impl Inner {
         if let Some(at) = next {
             self.schedule.at(slot, at);
         }
-        if !settled.as_ref().is_err_and(TokenError::is_for_the_user) {
-            // What another process has stored for them was fetched here, by nobody who waits.
+        if news || !settled.as_ref().is_err_and(TokenError::is_for_the_user) {
+            // What another process has stored for them was fetched here, by nobody who waits, or is still to be fetched.
             slot.changed.notify_waiters();
         }
         if let Err(error) = settled.as_ref() {

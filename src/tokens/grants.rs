@@ -268,7 +268,7 @@ impl Tokens {
                 }
                 continue;
             };
-            if !slot.lock().sees(*stored) || self.is_refused_alike(slot).await {
+            if !slot.lock().is_told_of(*stored) || self.is_refused_alike(slot).await {
                 continue;
             }
             match slot.generation() {

@@ -477,7 +477,7 @@ impl Renewal<'_> {
             // Not noted in the row: a configuration that comes back can use it.
             return Err(self.reauthorize(PROVIDER_CHANGED));
         }
-        self.slot.lock().sees(row.generation);
+        self.slot.lock().looks_at(row.generation);
         if let Some(token) = self.adopt(&row) {
             return Ok(Found::Token(token));
         }

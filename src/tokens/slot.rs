@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) void: bool,
     /// Whether the renewal under way began on another way to the provider: its failure says nothing of the one of now.
     way_changed: bool,
+    /// Whether the store has told of another grant during the renewal under way: its failure may be of the one before.
+    pub(super) news: bool,
     /// Whether the token was used since it came.
     used: bool,
     /// Whether somebody waits for the renewal under way, and will use what it brings.
@@ -275,9 +277,17 @@ impl State {
         self.token.is_some() || self.seen.is_some()
     }
 
-    /// Notes the generation of the stored grant; whether it is another one than before.
-    pub(super) fn sees(&mut self, generation: u64) -> bool {
-        self.seen.replace(generation) != Some(generation)
+    /// Notes the generation of the stored grant with which a renewal goes on: what was told of it is no news any more.
+    pub(super) fn looks_at(&mut self, generation: u64) {
+        self.news &= self.seen.is_some_and(|told| told > generation);
+        self.seen = Some(generation);
+    }
+
+    /// Notes the generation of the stored grant when the store tells of it; whether it is another one than before.
+    pub(super) fn is_told_of(&mut self, generation: u64) -> bool {
+        let news = self.seen.replace(generation) != Some(generation);
+        self.news |= news && self.flight.is_some();
+        news
     }
 
     /// Notes that a grant of this generation is to take the place of the one of the token at hand.
@@ -402,7 +412,7 @@ impl State {
         not_connected: TokenError,
     ) -> Result<Bearer, TokenError> {
         self.flight = None;
-        let way_changed = std::mem::take(&mut self.way_changed);
+        let (way_changed, news) = (std::mem::take(&mut self.way_changed), std::mem::take(&mut self.news));
         let outcome = match std::mem::take(&mut self.void) {
             true => outcome.and_then(|_| Err(not_connected)),
             false => outcome,
@@ -427,7 +437,20 @@ impl State {
                 self.token = Some(token);
                 Ok(bearer)
             }
-            Err(error) => Err(self.rest_after(now, error, way_changed)),
+            Err(error) => {
+                let error = self.rest_after(now, error);
+                if way_changed {
+                    self.try_again();
+                }
+                if news {
+                    self.rest = None;
+                } else if error.is_for_the_user() {
+                    // Nothing comes of it before another one is stored, and the token at hand serves until its end
+                    // (SEMANTICS C15).
+                    self.replaced_by = None;
+                }
+                Err(error)
+            }
         }
     }
 
@@ -461,11 +484,7 @@ impl State {
         Some(now.instant + (remaining / 2).max(Duration::from_secs(10)))
     }
 
-    fn rest_after(&mut self, now: Now, mut error: TokenError, way_changed: bool) -> TokenError {
-        if error.is_for_the_user() {
-            // Nothing more comes of it before another one is stored, and the token at hand serves until its end (SEMANTICS C15).
-            self.replaced_by = None;
-        }
+    fn rest_after(&mut self, now: Now, mut error: TokenError) -> TokenError {
         let rest = match &mut error {
             TokenError::NotConnected { .. } | TokenError::Reauthorize { .. } => ABSENT_REST,
             TokenError::FixConfiguration { .. } => REFUSED_REST,
@@ -481,9 +500,6 @@ impl State {
             }
         };
         self.rest = Some(Box::new(Rest { error: error.clone(), until: now.instant + rest }));
-        if way_changed {
-            self.try_again();
-        }
         error
     }
 }

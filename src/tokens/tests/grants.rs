@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::server::Act;
-use super::world::{Got, World, figure, follows, pass, provider, user};
+use super::world::{Got, World, figure, follows, pass, provider, soon, user};
 use crate::drain::Drained;
 use crate::oauth::Grant;
 use crate::secret::Secret;
@@ -594,12 +594,6 @@ async fn a_grant_that_another_process_imports_and_that_is_refused_is_left_to_the
     }
     let tries = figure(&world, "renewals_total{provider=\"acme\",cause=\"ahead\",outcome=\"reauthorize\"}");
     assert_eq!((world.server.calls(), tries), (2, Some(1.0)));
-}
-
-/// As it comes of a wait, if it comes within a second.
-async fn soon(waiting: tokio::task::JoinHandle<Result<Bearer, TokenError>>) -> Bearer {
-    let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
-    waited.expect("it waits on").unwrap().unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::fleet::{Fleet, Sidecar, proof};
 use super::server::{Act, token};
-use super::world::pass;
+use super::world::{pass, soon};
 use crate::secret::Secret;
 use crate::store::memory::Fate;
 use crate::store::{State, StoreError};
@@ -18,6 +18,10 @@ use crate::tokens::{Bearer, GrantError, Key, Proof, TokenError};
 const LOOK: u64 = 4;
 const INTENT: u64 = 6;
 const CALL: u64 = 8;
+/// Those of one that is refused: the row again, then what is to be noted in it.
+const NOTE: u64 = 12;
+
+const REFUSED: Act = Act::Say(400, &[], r#"{"error":"invalid_grant"}"#);
 
 /// Two sidecars, and a user's grant.
 async fn world() -> (Fleet, Sidecar, Sidecar, Key) {
@@ -123,6 +127,38 @@ async fn whoever_waits_for_a_dead_holder_s_answer_holds_up_no_other_user() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_waiting_request_goes_on_when_its_user_connects_elsewhere_while_a_refusal_is_noted() {
+    // TOK-029, C15
+    let (fleet, one, other, key) = world().await;
+    fleet.server.book().acts.push_back(REFUSED);
+    one.process.meets(NOTE, Fate::Delay(seconds(3)));
+    let (tokens, of) = (one.tokens.clone(), key.clone());
+    let waiting = tokio::spawn(async move { tokens.bearer_within(&of, seconds(120)).await });
+    pass(1.0).await;
+    other.tokens.grant(&key.provider, &"alice".parse().unwrap(), proof("alice"), Vec::new()).await.unwrap();
+    pass(2.0).await;
+    let bearer = soon(waiting).await;
+    assert!(fleet.server.accepts(&bearer));
+    assert_eq!(token(&bearer), token(&other.tokens.bearer(&key).await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_is_imported_while_a_refusal_of_the_one_before_is_noted_takes_its_place() {
+    // TOK-029, C15
+    let (fleet, one, _, key) = world().await;
+    let first = one.tokens.bearer(&key).await.unwrap();
+    fleet.server.book().acts.push_back(REFUSED);
+    one.process.meets(NOTE, Fate::Delay(seconds(3)));
+    one.tokens.renew_for_the_next(&key, &first);
+    pass(1.0).await;
+    let theirs = fleet.server.grant("alice");
+    fleet.import(&key, theirs.clone()).await.unwrap();
+    pass(4.0).await;
+    let bearer = one.tokens.bearer(&key).await.unwrap();
+    assert!(fleet.server.is_of(&bearer, theirs.expose()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_be_sent_in_the_lease_s_time_is_not_sent() {
     // C19: nobody may send it while another one takes the lease for its own.
     let (fleet, one, _, key) = world().await;
@@ -195,7 +231,7 @@ async fn whoever_gives_up_waiting_for_a_late_answer_leaves_that_to_the_next() {
 async fn a_refusal_that_could_not_be_stored_is_not_asked_for_again() {
     // C14, C15, TOK-017: after the call, the row is read once more, and then marked.
     let (fleet, one, _, key) = world().await;
-    fleet.server.book().always = Act::Say(400, &[], r#"{"error":"invalid_grant"}"#);
+    fleet.server.book().always = REFUSED;
     one.process.meets(CALL + 4, Fate::Break);
     for _ in 0..2 {
         let error = one.tokens.bearer(&key).await.unwrap_err();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::server::Server;
@@ -214,6 +215,12 @@ pub(super) fn provider(name: &str, grant: Grant) -> Provider {
 pub(super) fn follows(tokens: &Tokens) {
     let tokens = tokens.clone();
     tokio::spawn(async move { tokens.follow_store().await });
+}
+
+/// As it comes of a wait, if it comes within a second.
+pub(super) async fn soon(waiting: JoinHandle<Result<Bearer, TokenError>>) -> Bearer {
+    let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+    waited.expect("it waits on").unwrap().unwrap()
 }
 
 /// Lets time pass, with all that is planned in it.
