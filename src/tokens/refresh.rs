@@ -651,6 +651,11 @@ async fn save(inner: &Inner, slot: &Slot) -> Result<(), StoreError> {
         // Nobody told of the removal while the flight was under way.
         inner.forget_all(provider, subject);
     }
+    let replaced = matches!(&put, Put::Stale(there) if !there.is_of_grant(&row));
+    if replaced && row.access.as_ref().is_some_and(|access| slot.lock().holds(&access.token)) {
+        // It has the number of the other grant, and would be taken for that one's token to its end.
+        inner.forget(slot);
+    }
     // Whoever removed the grant could give back only the token before it, which the provider had replaced (TOK-038).
     let known = inner.current.load().get(provider).filter(|known| row.is_of(known.registration)).cloned();
     if let (Put::Gone, Some(known), Some(token)) = (put, known, &row.refresh_token) {

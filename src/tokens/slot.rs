@@ -258,6 +258,10 @@ impl State {
         self.token.as_ref().is_some_and(|token| token.lives(now))
     }
 
+    pub(super) fn holds(&self, token: &Secret) -> bool {
+        self.token.as_ref().is_some_and(|held| held.secret == *token)
+    }
+
     pub(super) fn generation(&self) -> Option<u64> {
         self.token.as_ref().map(|token| token.generation)
     }

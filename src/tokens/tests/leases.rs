@@ -111,6 +111,23 @@ async fn no_token_is_handed_out_of_a_grant_that_was_replaced_during_its_renewal(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_could_not_be_stored_gives_way_to_a_grant_that_was_stored_meanwhile() {
+    // TOK-038, C13
+    let (fleet, one, _, key) = world().await;
+    fleet.server.book().delay = seconds(2);
+    let waiting = asks(&one, &key);
+    pass(1.0).await;
+    one.process.cut_off(true);
+    waiting.await.unwrap().unwrap();
+    let theirs = fleet.server.grant("alice");
+    fleet.import(&key, theirs.clone()).await.unwrap();
+    one.process.cut_off(false);
+    pass(30.0).await;
+    let bearer = one.tokens.bearer(&key).await.unwrap();
+    assert!(fleet.server.is_of(&bearer, theirs.expose()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_for_a_dead_holder_s_answer_holds_up_no_other_user() {
     // C15: at most four calls at once to one token endpoint.
     let (fleet, one, other, key) = world().await;
