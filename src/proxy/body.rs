@@ -67,6 +67,8 @@ struct Kept {
     broke_off: bool,
     /// The try that may read now; an earlier one that is still being written is told to stop.
     current: u32,
+    /// Nobody has that one yet.
+    promised: bool,
     /// Wakes the try that reads.
     reader: Option<Waker>,
     /// How long the agent may pause, where it has said how much is to come; otherwise it is a stream, and may.
@@ -84,7 +86,7 @@ impl Replay {
         }
         let (frames, read, bytes) = (VecDeque::new(), 0, 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
-        let (h2, ended, broke_off) = (version == Version::HTTP_2, false, false);
+        let (h2, ended, broke_off, promised) = (version == Version::HTTP_2, false, false, false);
         let kept = Kept {
             frames,
             read,
@@ -97,6 +99,7 @@ impl Replay {
             ended,
             broke_off,
             current,
+            promised,
             reader,
             patience,
             paused,
@@ -104,22 +107,26 @@ impl Replay {
         Self { kept: Some(Arc::new(Mutex::new(kept))) }
     }
 
-    /// The body for the first try, or for the next one if nothing of it was dropped. The one before it ends with an
-    /// error at once, and its connection with it.
+    /// The body for the first try, or for the next one if there can be one.
     pub(super) fn next_try(&self) -> Option<RequestBody> {
         let Some(shared) = &self.kept else { return Some(no_body()) };
         let mut kept = lock(shared);
-        if kept.current > 0 && kept.dropped.is_some() {
-            return None;
-        }
-        kept.current += 1;
-        kept.read = 0;
-        if let Some(reader) = kept.reader.take() {
-            reader.wake();
+        if !std::mem::take(&mut kept.promised) {
+            kept.begin_try().ok()?;
         }
         let body = Try { kept: shared.clone(), number: kept.current };
         drop(kept);
         Some(body.boxed_unsync())
+    }
+
+    /// Makes sure of the next try, however late it begins, or tells why there can be none. The one before it ends with
+    /// an error at once, and its connection with it: it reads nothing more that would have to be kept.
+    pub(super) fn promise(&self) -> Result<(), &'static str> {
+        let Some(shared) = &self.kept else { return Ok(()) };
+        let mut kept = lock(shared);
+        kept.begin_try()?;
+        kept.promised = true;
+        Ok(())
     }
 
     /// Why there can be no other try, if there can be none.
@@ -143,6 +150,18 @@ impl Drop for Replay {
 }
 
 impl Kept {
+    fn begin_try(&mut self) -> Result<(), &'static str> {
+        if let Some(why) = self.dropped.filter(|_| self.current > 0) {
+            return Err(why);
+        }
+        self.current += 1;
+        self.read = 0;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Ok(())
+    }
+
     /// Keeps a frame for the next try, by reference, or gives up on there being one.
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if self.dropped.is_some() {

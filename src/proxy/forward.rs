@@ -347,8 +347,9 @@ impl Authenticated<'_> {
             None => renewal.await,
         };
         let renewed = renewed.map_err(|why: NoRenewal| why.code())?;
-        // More of a body that is still arriving may have been read meanwhile.
-        self.outgoing.body.dropped().map_or(Ok(renewed), Err)
+        // More of a body that is still arriving may have been read meanwhile; from here on it is not.
+        self.outgoing.body.promise()?;
+        Ok(renewed)
     }
 
     /// Whether an answer says that its token is no longer good (SEMANTICS C1, C2).
@@ -476,10 +477,10 @@ impl<'a> Outgoing<'a> {
         response.map(|body| ResponseBody::from(if h2 { stalls.watch(body) } else { Reading::Unwatched(body) }))
     }
 
-    /// Whether a failed request can do no harm when it is sent again (RFC 9110 section 9.2.2).
+    /// Whether a failed request can be sent again, and do no harm by that (RFC 9110 section 9.2.2). If so, it has to be.
     fn may_resend(&self, error: &UpstreamError) -> bool {
         let closed = *error == UpstreamError::Closed && self.head.method.is_idempotent();
-        self.body.dropped().is_none() && (error.unprocessed() || closed)
+        (error.unprocessed() || closed) && self.body.promise().is_ok()
     }
 
     fn send_once(

@@ -1,6 +1,9 @@
 //! A 401 on its way: a new token, the same request once more, and nothing else.
 
 use futures_util::future::join_all;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
 
 use crate::world::agent::Reply;
 use crate::world::answer::{Answer, Filler, Gate, answer, usual};
@@ -122,6 +125,63 @@ async fn a_body_of_just_the_limit_is_sent_twice() {
     world.api_answers([401, 200]);
     assert_eq!(world.call("POST", "/upload").body(Filler::of(MEBIBYTE)).send().await.status, 200);
     assert_eq!(world.api.seen().iter().map(|seen| seen.length).collect::<Vec<_>>(), [MEBIBYTE, MEBIBYTE]);
+}
+
+#[tokio::test]
+async fn a_second_try_that_was_possible_stays_so_while_it_waits_for_its_audit_line() {
+    // C7, C9
+    const BEYOND: usize = MEBIBYTE as usize + 1;
+    let folder = tempfile::tempdir().unwrap();
+    let trail = folder.path().join("audit");
+    mknodat(CWD, &trail, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let mut reader = pipe::OpenOptions::new().read_write(true).open_receiver(&trail).unwrap();
+    let filler = pipe::OpenOptions::new().read_write(true).open_sender(&trail).unwrap();
+    let trail = format!("audit: {{file: '{}', required: true}}", trail.display());
+    let world = Setup::new().api_speaks(&["http/1.1"]).top(&trail).start().await;
+    let (renewal, first_is_over) = (Gate::shut(), Gate::shut());
+    world.provider_answers([usual(), usual().once(&renewal)]);
+    let over = first_is_over.clone();
+    world.api.is_served_by(move |number, mut io| {
+        let over = over.clone();
+        async move {
+            let mut heard = Vec::new();
+            if number == 1 {
+                while !heard.ends_with(b"2\r\nok\r\n") {
+                    io.read_buf(&mut heard).await.unwrap();
+                }
+                io.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                // It reads what it is sent, and that must not be more.
+                while heard.len() < BEYOND && io.read_buf(&mut heard).await.is_ok_and(|read| read > 0) {}
+                return over.open();
+            }
+            while !heard.ends_with(b"\r\n0\r\n\r\n") {
+                io.read_buf(&mut heard).await.unwrap();
+            }
+            io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        }
+    });
+    let mut agent = world.api_connection().await;
+    agent.says("POST /x HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+    world.auth.has_seen(2).await;
+    while filler.try_write(&[b'x'; 4096]).is_ok() {}
+    renewal.open();
+    world.obtained_tokens(2).await;
+    // Whoever answers this has also begun to wait for the line.
+    world.tunnel("api.test:443").await;
+    let rest = format!("{BEYOND:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(BEYOND));
+    let reads_the_trail = async {
+        soon(first_is_over.pass()).await;
+        while reader.read(&mut [0; 4096]).await.is_ok() {}
+    };
+    let replied = async {
+        agent.says(rest).await;
+        agent.hears().await.status
+    };
+    let status = tokio::select! {
+        () = reads_the_trail => unreachable!(),
+        status = replied => status,
+    };
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]
