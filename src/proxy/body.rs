@@ -54,8 +54,11 @@ struct Kept {
     frames: VecDeque<Frame<Bytes>>,
     /// How many of them the try that reads has.
     read: usize,
+    /// So much was kept, and may be.
     bytes: usize,
     limit: usize,
+    /// The memory that it takes.
+    taken: usize,
     budget: Budget,
     /// Why there can be no other try, if something was dropped.
     dropped: Option<&'static str>,
@@ -84,7 +87,7 @@ impl Replay {
         if live.is_end_stream() {
             return Self { kept: None };
         }
-        let (frames, read, bytes) = (VecDeque::new(), 0, 0);
+        let (frames, read, bytes, taken) = (VecDeque::new(), 0, 0, 0);
         let (dropped, reader, paused, current) = (None, None, None, 0);
         let (h2, ended, broke_off, promised) = (version == Version::HTTP_2, false, false, false);
         let kept = Kept {
@@ -92,6 +95,7 @@ impl Replay {
             read,
             bytes,
             limit,
+            taken,
             budget,
             dropped,
             live,
@@ -167,22 +171,15 @@ impl Kept {
         if self.dropped.is_some() {
             return;
         }
-        let copy = match (frame.data_ref(), frame.trailers_ref()) {
-            (Some(data), _) => {
-                let length = data.len();
-                if self.bytes + length > self.limit {
-                    return self.forget("body_too_long");
-                }
-                if !self.budget.take(length) {
-                    return self.forget("replay_memory_full");
-                }
-                self.bytes += length;
-                Frame::data(data.clone())
-            }
-            (None, Some(trailers)) => Frame::trailers(trailers.clone()),
-            (None, None) => return,
-        };
-        self.frames.push_back(copy);
+        if self.bytes + length(frame) > self.limit {
+            return self.forget("body_too_long");
+        }
+        if !self.budget.take(memory(frame)) {
+            return self.forget("replay_memory_full");
+        }
+        self.bytes += length(frame);
+        self.taken += memory(frame);
+        self.frames.push_back(copy(frame));
         self.read += 1;
     }
 
@@ -194,7 +191,7 @@ impl Kept {
             return Some(copy(frame));
         }
         let frame = self.frames.pop_front()?;
-        self.gives(length(&frame));
+        self.gives(memory(&frame));
         Some(frame)
     }
 
@@ -214,7 +211,7 @@ impl Kept {
     /// Keeps only what the try that reads does not have yet: an answer may begin before all of it is sent again.
     fn forget(&mut self, why: &'static str) {
         self.dropped = Some(why);
-        let read = self.frames.drain(..std::mem::take(&mut self.read)).map(|frame| length(&frame)).sum();
+        let read = self.frames.drain(..std::mem::take(&mut self.read)).map(|frame| memory(&frame)).sum();
         self.frames.shrink_to_fit();
         self.gives(read);
     }
@@ -226,15 +223,15 @@ impl Kept {
         io::Error::other(why)
     }
 
-    fn gives(&mut self, bytes: usize) {
-        self.bytes -= bytes;
-        self.budget.give(bytes);
+    fn gives(&mut self, memory: usize) {
+        self.taken -= memory;
+        self.budget.give(memory);
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.budget.give(self.bytes);
+        self.budget.give(self.taken);
     }
 }
 
@@ -405,6 +402,11 @@ fn length(frame: &Frame<Bytes>) -> usize {
     frame.data_ref().map_or(0, Bytes::len)
 }
 
+/// What a kept frame takes: of a small one its content is the least.
+fn memory(frame: &Frame<Bytes>) -> usize {
+    size_of::<Frame<Bytes>>() + length(frame)
+}
+
 pub(super) fn longer(mut hint: SizeHint, by: usize) -> SizeHint {
     if let Some(upper) = hint.upper() {
         hint.set_upper(upper + by as u64);
@@ -422,4 +424,57 @@ fn copy(frame: &Frame<Bytes>) -> Frame<Bytes> {
 
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// What a request with this body brings, and the memory that it is kept in.
+    async fn replay(body: &[u8]) -> (Replay, Budget) {
+        let (mut agent, io) = tokio::io::duplex(1 << 20);
+        let (sends, mut sent) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                sends.send(request.into_body()).unwrap();
+                std::future::pending::<Result<http::Response<Empty<Bytes>>, io::Error>>()
+            });
+            http1::Builder::new().serve_connection(TokioIo::new(io), service).await
+        });
+        agent.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        agent.write_all(body).await.unwrap();
+        let (limits, budget) = ((1 << 20, Duration::from_secs(1)), Budget::default());
+        (Replay::new(sent.recv().await.unwrap(), Version::HTTP_11, limits, budget.clone()), budget)
+    }
+
+    async fn reads(body: &mut RequestBody, frames: usize) {
+        for _ in 0..frames {
+            body.frame().await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn small_frames_count_for_what_they_take() {
+        // C7
+        const FRAMES: usize = 1000;
+        let each = size_of::<Frame<Bytes>>() + 1;
+        let (replay, budget) = replay(&b"1\r\nx\r\n".repeat(FRAMES)).await;
+        let taken = || budget.0.load(Ordering::Relaxed);
+        reads(&mut replay.next_try().unwrap(), FRAMES).await;
+        assert_eq!(taken(), FRAMES * each);
+        let mut second = replay.next_try().unwrap();
+        reads(&mut second, 10).await;
+        drop(replay);
+        assert_eq!(taken(), (FRAMES - 10) * each);
+        reads(&mut second, 10).await;
+        assert_eq!(taken(), (FRAMES - 20) * each);
+        drop(second);
+        assert_eq!(taken(), 0);
+    }
 }
