@@ -285,7 +285,8 @@ impl Body for Try {
 
     fn is_end_stream(&self) -> bool {
         let kept = lock(&self.kept);
-        (kept.ended || kept.live.is_end_stream()) && kept.unread().next().is_none()
+        // As long as it is this one that reads.
+        kept.current == self.number && (kept.ended || kept.live.is_end_stream()) && kept.unread().next().is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -476,5 +477,18 @@ mod tests {
         assert_eq!(taken(), (FRAMES - 20) * each);
         drop(second);
         assert_eq!(taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_try_that_another_one_has_overtaken_does_not_end_like_a_whole_one() {
+        // C9
+        let (replay, _) = replay(b"2\r\nok\r\n0\r\n\r\n").await;
+        let mut first = replay.next_try().unwrap();
+        reads(&mut first, 1).await;
+        assert!(first.frame().await.is_none() && first.is_end_stream());
+        let mut second = replay.next_try().unwrap();
+        reads(&mut second, 1).await;
+        assert!(second.is_end_stream());
+        assert!(!first.is_end_stream() && first.frame().await.unwrap().is_err());
     }
 }
