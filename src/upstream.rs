@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::routes::UpstreamHttp;
 
 pub use calls::{CallError, Calls, Reply};
-pub use http2::Duplex;
+pub use http2::{Duplex, Unwanted};
 pub use leg::Leg;
 pub use pool::{Pooled, Switched, UpstreamBody};
 pub use proxies::{NoProxy, Proxies, ProxyUrlError, UpstreamProxy};

@@ -28,7 +28,7 @@ use crate::oauth::Grant;
 use crate::oauth::challenge::{self, Verdict};
 use crate::routes::{Action, Retry, Route, Unmatched};
 use crate::tokens::{Bearer, Key, NoRenewal, TokenError};
-use crate::upstream::{Origin, Pooled, RequestBody, Switched, UpstreamError};
+use crate::upstream::{Origin, Pooled, RequestBody, Switched, Unwanted, UpstreamError};
 
 /// Tries on other connections when one failed and no harm can come of it; apart from the one that a 401 brings.
 const RESENDS: u32 = 2;
@@ -144,7 +144,7 @@ impl Authenticated<'_> {
         match renewed {
             Ok(renewed) => {
                 record.retried = true;
-                drop(first);
+                first.give_up();
                 self.second(renewed, record).await
             }
             Err(why) => {
@@ -542,6 +542,13 @@ struct Answer {
 impl Answer {
     async fn read_ahead(&mut self) {
         self.response.body_mut().read_ahead().await;
+    }
+
+    /// Ends it, and what is still sent of its request: the server shall have all of it in another.
+    fn give_up(mut self) {
+        if let Some(unwanted) = self.response.extensions_mut().remove::<Unwanted>() {
+            unwanted.say();
+        }
     }
 
     fn into_response(self, proxy: &Proxy) -> Result<Response<ResponseBody>, Reject> {

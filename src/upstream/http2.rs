@@ -20,7 +20,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request,
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -46,6 +47,9 @@ const PING_AFTER: Duration = Duration::from_secs(20);
 const PINGS_SOON: u32 = 2;
 const PING_LATER: Duration = Duration::from_secs(310);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
+/// How long a server whose answer its agent has may take nothing more of the request, or not say the end: as long as an
+/// agent may pause by default, and with nobody there any more who would give it up.
+const LINGER: Duration = Duration::from_secs(5 * 60);
 
 /// A connection. A clone is the same one.
 #[derive(Clone)]
@@ -147,14 +151,14 @@ impl Connection {
         } else if body.is_end_stream() && !bodiless(&head.method) {
             head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(0));
         }
-        let ended = body.is_end_stream();
+        let (ended, asks_for_head) = (body.is_end_stream(), head.method == Method::HEAD);
         let sent = self.sender.send_request(Request::from_parts(head, ()), ended);
         let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
-        let upload = Upload((!ended).then(|| tokio::spawn(upload(body, to)).abort_handle()));
+        let upload = if ended { Upload(None) } else { Upload::start(body, to) };
         Ok(async move {
             let answer = head_of(answer).await?;
             stream.heard();
-            Ok(Answer::of(answer, upload, stream))
+            Ok(Answer::of(answer, asks_for_head, upload, stream))
         })
     }
 
@@ -175,7 +179,7 @@ impl Connection {
         let (answer, to) = sent.map_err(|error| UpstreamError::from_h2(&error))?;
         let mut answer = head_of(answer).await?;
         if !answer.status().is_success() {
-            return Ok(Answer::of(answer, Upload(None), stream).map(Err));
+            return Ok(Answer::of(answer, false, Upload(None), stream).map(Err));
         }
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(websocket::WEBSOCKET));
@@ -259,38 +263,51 @@ async fn head_of(answer: ResponseFuture) -> Result<Response<RecvStream>, Upstrea
 }
 
 /// Sends a body as the server makes room for it; stops when the server wants no more of it.
-async fn upload(mut body: RequestBody, mut to: SendStream<Bytes>) {
+async fn upload(mut body: RequestBody, mut to: SendStream<Bytes>, mut answered: Answered) {
     loop {
         let frame = tokio::select! {
             biased;
             _ = poll_fn(|cx| to.poll_reset(cx)) => return,
             frame = body.frame() => frame,
         };
-        let sent = match frame.map(|frame| frame.map(Frame::into_data)) {
+        let (sent, last) = match frame.map(|frame| frame.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
                 let last = body.is_end_stream();
-                match send(&mut to, data, last).await {
-                    Ok(()) if last => return,
-                    sent => sent,
-                }
+                (send(&mut to, data, last, &mut answered).await, last)
             }
             Some(Ok(Err(frame))) => match frame.into_trailers() {
-                Ok(trailers) => return drop(to.send_trailers(trailers)),
-                Err(_) => Ok(()),
+                Ok(trailers) => (to.send_trailers(trailers), true),
+                Err(_) => (Ok(()), false),
             },
             // It must not look complete.
             Some(Err(_)) => return to.send_reset(Reason::CANCEL),
-            None => return drop(to.send_data(Bytes::new(), true)),
+            None => (to.send_data(Bytes::new(), true), true),
         };
         if sent.is_err() {
             return;
         }
+        if last {
+            break;
+        }
+    }
+    drop(body);
+    if let Some(rest) = answered.rest() {
+        rest.ends().await;
     }
 }
 
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+async fn send(
+    to: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+    answered: &mut Answered,
+) -> Result<(), h2::Error> {
     while data.has_remaining() {
-        let room = poll_fn(|cx| poll_room(to, data.len(), cx)).await?;
+        let room = tokio::select! {
+            biased;
+            room = poll_fn(|cx| poll_room(to, data.len(), cx)) => room?,
+            () = answered.long_ago() => return Err(Reason::CANCEL.into()),
+        };
         let part = data.split_to(room.min(data.len()));
         let last = last && data.is_empty();
         to.send_data(part, last)?;
@@ -313,40 +330,141 @@ fn poll_room(to: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) ->
     }
 }
 
-/// The sending of a request's body, which ends when nobody waits for the answer any more.
-struct Upload(Option<AbortHandle>);
+/// The sending of a request's body, which ends when nobody waits for the answer any more; but goes on when its agent has
+/// the answer whole, for the server may still want the rest of the request.
+struct Upload(Option<Sending>);
+
+struct Sending {
+    task: AbortHandle,
+    whole: oneshot::Sender<Receiving>,
+    unwanted: Unwanted,
+}
+
+impl Upload {
+    fn start(body: RequestBody, to: SendStream<Bytes>) -> Self {
+        let (whole, comes) = oneshot::channel();
+        let task = tokio::spawn(upload(body, to, Answered { comes: Some(comes), rest: None })).abort_handle();
+        Self(Some(Sending { task, whole, unwanted: Unwanted::default() }))
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|sending| sending.unwanted.is_said())
+    }
+
+    /// Lets it go on by itself, with what is left of the stream; gives that back where nothing goes on.
+    fn goes_on(&mut self, rest: Receiving) -> Option<Receiving> {
+        match self.0.take() {
+            Some(sending) => sending.whole.send(rest).err(),
+            None => Some(rest),
+        }
+    }
+}
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(upload) = self.0.take() {
-            upload.abort();
+        if let Some(sending) = self.0.take() {
+            sending.task.abort();
         }
+    }
+}
+
+/// Comes with an answer while its request may still be sent: whoever drops the answer and says this before wants neither,
+/// also when the answer is whole.
+#[derive(Clone, Default)]
+pub struct Unwanted(Arc<AtomicBool>);
+
+impl Unwanted {
+    /// Says so.
+    pub fn say(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_said(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What an upload knows of its answer.
+struct Answered {
+    comes: Option<oneshot::Receiver<Receiving>>,
+    rest: Option<Receiving>,
+}
+
+impl Answered {
+    /// Resolves when the agent has had the whole answer for a while.
+    async fn long_ago(&mut self) {
+        if let Some(comes) = &mut self.comes {
+            self.rest = comes.await.ok();
+            self.comes = None;
+        }
+        if self.rest.is_none() {
+            // It was dropped before its end, and aborts this.
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(LINGER).await;
+    }
+
+    /// What is left of the answer, if its agent has all that counts of it.
+    fn rest(mut self) -> Option<Receiving> {
+        if let Some(mut comes) = self.comes.take() {
+            comes.close();
+            return comes.try_recv().ok();
+        }
+        self.rest.take()
+    }
+}
+
+/// The answer's side of a stream.
+struct Receiving {
+    from: RecvStream,
+    stream: Stream,
+}
+
+impl Receiving {
+    /// Waits for the end, of which the bytes have come. A stream that is dropped before is canceled, and with it what some
+    /// servers still do behind their answer.
+    async fn ends(mut self) {
+        let ends = async { while let Some(Ok(_)) = self.from.data().await {} };
+        let _ = tokio::time::timeout(LINGER, ends).await;
     }
 }
 
 /// The body of an answer. Dropped before its end, the stream is canceled.
 pub(super) struct Answer {
-    from: RecvStream,
+    /// None once it is dropped.
+    open: Option<Receiving>,
     /// How much is still to come, if that was said.
     left: Option<u64>,
     data_ended: bool,
     upload: Upload,
-    stream: Stream,
 }
 
 impl Answer {
-    fn of(answer: Response<RecvStream>, upload: Upload, stream: Stream) -> Response<Self> {
+    fn of(answer: Response<RecvStream>, asked_for_head: bool, upload: Upload, stream: Stream) -> Response<Self> {
         let length = answer.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let left = if answer.body().is_end_stream() { Some(0) } else { length };
-        answer.map(|from| Self { from, left, data_ended: false, upload, stream })
+        let empty = asked_for_head || matches!(answer.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let left = if empty || answer.body().is_end_stream() { Some(0) } else { length };
+        let unwanted = upload.0.as_ref().map(|sending| sending.unwanted.clone());
+        let open = |from| Some(Receiving { from, stream });
+        let mut answer = answer.map(|from| Self { open: open(from), left, data_ended: false, upload });
+        if let Some(unwanted) = unwanted {
+            answer.extensions_mut().insert(unwanted);
+        }
+        answer
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        // The answer is whole, and the server may still want the rest of the request.
-        if self.from.is_end_stream() {
-            self.upload.0 = None;
+        let Some(rest) = self.open.take() else { return };
+        let whole = self.left == Some(0) || rest.from.is_end_stream();
+        if whole
+            && !self.upload.is_unwanted()
+            && let Some(rest) = self.upload.goes_on(rest)
+            && !rest.from.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(rest.ends());
         }
     }
 }
@@ -357,25 +475,26 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        let Some(Receiving { from, stream }) = &mut this.open else { return Poll::Ready(None) };
         while !this.data_ended {
-            match ready!(this.from.poll_data(cx)).transpose().map_err(broken)? {
+            match ready!(from.poll_data(cx)).transpose().map_err(broken)? {
                 // Such as the one that only carries the end.
                 Some(data) if data.is_empty() => {}
                 Some(data) => {
-                    this.stream.heard();
-                    let _ = this.from.flow_control().release_capacity(data.len());
+                    stream.heard();
+                    let _ = from.flow_control().release_capacity(data.len());
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 None => this.data_ended = true,
             }
         }
-        let trailers = ready!(this.from.poll_trailers(cx)).map_err(broken)?;
+        let trailers = ready!(from.poll_trailers(cx)).map_err(broken)?;
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.from.is_end_stream()
+        self.open.as_ref().is_none_or(|open| open.from.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -441,7 +560,7 @@ impl AsyncWrite for Duplex {
 mod tests {
     use std::sync::Mutex;
 
-    use http_body_util::Empty;
+    use http_body_util::{Empty, Full};
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -545,5 +664,39 @@ mod tests {
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "word");
         minutes(2).await;
         assert_eq!(pings(&heard) - before, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_a_server_takes_no_more_of_behind_its_answer_ends_in_time() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let mut connection =
+                h2::server::Builder::new().initial_window_size(1000).handshake::<_, Bytes>(far).await.unwrap();
+            let (request, mut answer) = connection.accept().await.unwrap().unwrap();
+            answer.send_response(Response::new(()), true).unwrap();
+            let _unread = request;
+            while connection.accept().await.is_some() {}
+        });
+        let connection = Connection::open(near, Metrics::default().upstream()).await.unwrap();
+        let body = Arc::new(vec![0; 1 << 20]);
+        let sent = Full::new(Bytes::from_owner(Kept(body.clone()))).map_err(|never| match never {}).boxed_unsync();
+        let request = Request::post("/").body(sent).unwrap();
+        let authority = Some(uri::Authority::from_static("api.test"));
+        let answer = connection.clone().send(connection.stream(), authority, request).unwrap().await.unwrap();
+        drop(answer);
+        tokio::time::sleep(LINGER - Duration::from_secs(1)).await;
+        assert_eq!((connection.streams(), Arc::strong_count(&body)), (1, 2));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!((connection.streams(), Arc::strong_count(&body)), (0, 1));
+        assert!(!connection.is_closed());
+    }
+
+    /// A body of which it shows when nobody holds it any more.
+    struct Kept(Arc<Vec<u8>>);
+
+    impl AsRef<[u8]> for Kept {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
     }
 }

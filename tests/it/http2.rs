@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::world::answer::{Filler, Gate, answer, hex};
 use crate::world::frames::{
-    self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, INITIAL_WINDOW_SIZE, frame, window_update,
+    self, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, frame,
+    window_update,
 };
 use crate::world::log::unread;
 use crate::world::server::{Seen, Server};
@@ -169,6 +170,149 @@ async fn an_upload_goes_on_behind_an_early_answer() {
         rest.open();
         world.api.until(|seen| seen[0].complete && seen[0].length == 1 << 20).await;
     }
+}
+
+/// An answer's head, with so many bytes to come.
+fn head_of(stream: u32, length: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream, frames::block(&[(":status", "200"), ("content-length", length)]))
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_behind_an_answer_that_only_its_length_has_ended() {
+    const LENGTH: usize = 200_000;
+    let world = speaking_h2().await;
+    let (noted, ended) = (Arc::new(Mutex::new((0, false))), Gate::shut());
+    let (notes, ends) = (noted.clone(), ended.clone());
+    world.api.is_served_by(move |_, io| {
+        let (notes, ends) = (notes.clone(), ends.clone());
+        async move {
+            let mut frames = Frames::server(io, &[(INITIAL_WINDOW_SIZE, 1 << 20)]).await;
+            frames.says(window_update(0, 1 << 20)).await;
+            let stream = frames.hears_a(HEADERS).await.stream;
+            frames.says([head_of(stream, "5"), frame(DATA, 0, stream, "noted")].concat()).await;
+            loop {
+                let heard = frames.hears().await.expect("the connection ended");
+                assert_ne!(heard.kind, frames::RST_STREAM);
+                let length = if heard.kind == DATA { heard.payload.len() } else { 0 };
+                notes.lock().unwrap().0 += length;
+                if heard.ends_stream() {
+                    break;
+                }
+            }
+            frames.says(frame(frames::PING, 0, 0, [0; 8])).await;
+            // Whoever is here has not canceled what the API still does.
+            notes.lock().unwrap().1 = frames.hears_a(frames::PING).await.flags == frames::ACK;
+            frames.says(frame(DATA, END_STREAM, stream, "")).await;
+            ends.open();
+            assert!(frames.hears_to_the_end().await.iter().all(|heard| heard.kind != frames::RST_STREAM));
+        }
+    });
+    let rest = Gate::shut();
+    let body = Filler::of(LENGTH as u64).held_at(100_000, &rest);
+    let request = Request::post("/x").header("host", "api.test").body(body).unwrap();
+    let answer = world.api_connection().await.http1_streaming(request).await.unwrap();
+    assert_eq!(soon(answer.into_body().collect()).await.unwrap().to_bytes(), "noted");
+    rest.open();
+    soon(ended.pass()).await;
+    assert_eq!(*noted.lock().unwrap(), (LENGTH, true));
+}
+
+#[tokio::test]
+async fn an_answer_that_its_agent_has_whole_is_not_canceled() {
+    // Whether its end comes with it, or later.
+    for late in [false, true] {
+        let world = speaking_h2().await;
+        let (read, noted) = (Gate::shut(), Arc::new(Mutex::new(Vec::new())));
+        let (reads, notes) = (read.clone(), noted.clone());
+        world.api.is_served_by(move |_, io| {
+            let (reads, notes) = (reads.clone(), notes.clone());
+            async move {
+                let mut frames = Frames::server(io, &[]).await;
+                let stream = frames.hears_a_request().await.unwrap();
+                let (begin, end) = (frame(DATA, 0, stream, "whole"), frame(DATA, END_STREAM, stream, ""));
+                if late {
+                    frames.says([head_of(stream, "5"), begin].concat()).await;
+                    reads.pass().await;
+                    frames.says(end).await;
+                } else {
+                    frames.says([head_of(stream, "5"), begin, end].concat()).await;
+                }
+                loop {
+                    let heard = frames.hears().await.expect("the connection ended");
+                    notes.lock().unwrap().push(heard.kind);
+                    if heard.kind == HEADERS {
+                        break frames.answers(heard.stream, "next").await;
+                    }
+                }
+            }
+        });
+        let mut agent = world.api_connection().await;
+        for body in ["whole", "next"] {
+            assert_eq!(agent.says("GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n").await.hears().await.text(), body);
+            read.open();
+        }
+        let noted = noted.lock().unwrap();
+        assert!(!noted.contains(&frames::RST_STREAM), "late: {late}, {noted:?}");
+    }
+}
+
+/// Takes the head of a request that has a long body, and no more of it than its first window.
+async fn takes_little(frames: &mut Frames) -> u32 {
+    let stream = frames.hears_a(HEADERS).await.stream;
+    frames.hears_a(DATA).await;
+    stream
+}
+
+#[tokio::test]
+async fn an_upload_that_goes_on_is_still_one_of_the_streams_that_the_api_allows() {
+    let world = speaking_h2().await;
+    let noted = world.api.clone();
+    world.api.is_served_by(move |number, io| {
+        let noted = noted.clone();
+        async move {
+            let mut frames = Frames::server(io, &[(MAX_CONCURRENT_STREAMS, 1), (INITIAL_WINDOW_SIZE, 1000)]).await;
+            if number == 1 {
+                let stream = takes_little(&mut frames).await;
+                note(&noted, number);
+                frames.says(frame(HEADERS, END_HEADERS | END_STREAM, stream, [0x88])).await;
+            }
+            while let Some(stream) = frames.hears_a_request().await {
+                note(&noted, number);
+                frames.answers(stream, "done").await;
+            }
+        }
+    });
+    assert_eq!(world.call("POST", "/x").body(Filler::of(100_000)).over_h2().send().await.status, 200);
+    assert_eq!(world.get("/y").await.text(), "done");
+    assert_eq!(connections(&world), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn a_first_try_that_the_api_takes_no_more_of_ends_when_there_is_a_second() {
+    // C7
+    let world = speaking_h2().await;
+    let canceled = Gate::shut();
+    let ends = canceled.clone();
+    world.api.is_served_by(move |_, io| {
+        let ends = ends.clone();
+        async move {
+            let mut frames = Frames::server(io, &[(INITIAL_WINDOW_SIZE, 1000)]).await;
+            let first = takes_little(&mut frames).await;
+            let refusal = frames::block(&[(":status", "401"), ("www-authenticate", "Bearer")]);
+            frames.says(frame(HEADERS, END_HEADERS | END_STREAM, first, refusal)).await;
+            let reset = frames.hears_a(frames::RST_STREAM).await;
+            assert_eq!((reset.stream, reset.number(0)), (first, frames::CANCEL));
+            ends.open();
+            // It may have begun before.
+            let second = first + 2;
+            frames.says([window_update(0, 1 << 20), window_update(second, 1 << 20)].concat()).await;
+            frames.hears_a_request().await;
+            frames.answers(second, "done").await;
+        }
+    });
+    let reply = world.call("POST", "/x").body(Filler::of(100_000)).over_h2().send().await;
+    soon(canceled.pass()).await;
+    assert_eq!((reply.status, reply.text()), (200, "done"));
 }
 
 #[tokio::test]
