@@ -358,8 +358,9 @@ pub enum UpstreamError {
     /// The connection led to ourselves.
     #[error("the connection leads back to this proxy")]
     Loop,
-    /// The server refused the stream before it looked at it (RFC 9113 section 8.7).
-    #[error("the upstream refused the request unread")]
+    /// The server refused the stream before it looked at it (RFC 9113 section 8.7), or the connection closed before a byte
+    /// was written to it.
+    #[error("the upstream did not read the request")]
     Unprocessed,
     /// Its time was over before it could be sent.
     #[error("it took too long to reach the upstream; nothing was sent")]

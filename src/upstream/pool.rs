@@ -358,7 +358,7 @@ enum Unsent {
 impl Unsent {
     fn into_error(self) -> UpstreamError {
         match self {
-            Unsent::Whole(_) => UpstreamError::Closed,
+            Unsent::Whole(_) => UpstreamError::Unprocessed,
             Unsent::Failed(error) => error,
         }
     }
@@ -428,7 +428,10 @@ fn send_h2(
         Err(Unsent::Whole(Box::new(request)))
     } else {
         let sent = in_time(by).and_then(|()| connection.send(stream, connections.authority.clone(), request));
-        sent.map_err(Unsent::Failed)
+        // Its end may have come just now.
+        sent.map_err(|error| {
+            Unsent::Failed(if error == UpstreamError::Closed { UpstreamError::Unprocessed } else { error })
+        })
     };
     async move { sent?.await.map(|answer| answer.map(UpstreamBody::http2)).map_err(Unsent::Failed) }
 }
@@ -602,5 +605,35 @@ impl Switched {
             return Self::H2(duplex);
         }
         Self::H1(hyper::upgrade::on(response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use http_body_util::{BodyExt, Full};
+    use tokio::io::duplex;
+
+    use super::super::{Proxies, Roots};
+    use super::*;
+    use crate::host::Authority;
+    use crate::limits::Limits;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_request_of_which_not_a_byte_was_written_was_not_processed() {
+        // RTY-032, C6
+        let (roots, metrics) = (Roots::load(&[], "x").unwrap(), Metrics::default());
+        let dialer = Dialer::new(&roots, HashMap::new(), Proxies::default(), &Limits::default(), &metrics).unwrap();
+        let authority = Authority::parse("api.test:443", None).unwrap();
+        let origin = Origin { authority, plaintext: false, http: UpstreamHttp::H1 };
+        let (io, closed) = duplex(1024);
+        drop(closed);
+        let ready = Pool::new(dialer).h1(io).await.unwrap();
+        let body = Full::new(Bytes::from("x")).map_err(|never| match never {}).boxed_unsync();
+        let request = (Request::post("/").body(body).unwrap(), None);
+        let sent = send_on(ready, &origin, None, &Arc::new(Connections::to(&origin)), request).await;
+        assert_eq!(sent.map(drop).map_err(Unsent::into_error), Err(UpstreamError::Unprocessed));
     }
 }
