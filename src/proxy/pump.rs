@@ -6,25 +6,65 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
 
 /// As much is copied at once.
 const CHUNK: usize = 16 << 10;
 /// So many full chunks after each other are a long transfer.
 const LONG: u32 = 4;
+/// How long an agent may take to end that has heard all, and whose upstream hears nothing more.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Moves what either says to the other. Ended when the agent takes nothing that is there for it for `patience`.
+///
+/// An upstream that is gone may have said much that the agent is still to hear. What the agent says meanwhile is thrown
+/// away: closed with that unread, its connection would be reset, and with it go the last bytes that are on their way.
 pub(super) async fn pump(agent: &mut TcpStream, upstream: &mut TcpStream, patience: Duration) -> io::Result<()> {
     let (from_agent, to_agent) = agent.split();
     let (from_upstream, to_upstream) = upstream.split();
-    let up = Way { from: from_agent, to: to_upstream, patience: None };
-    let down = Way { from: from_upstream, to: to_agent, patience: Some(patience) };
-    tokio::try_join!(up.run(), down.run()).map(drop)
+    let mut up = Way { from: from_agent, to: to_upstream, patience: None };
+    let mut down = Way { from: from_upstream, to: to_agent, patience: Some(patience) };
+    let (gone, all_heard) = (AtomicBool::new(false), Notify::new());
+    let upwards = async {
+        match up.run().await {
+            Err(Broken::To(_)) => gone.store(true, Ordering::Relaxed),
+            ended => return ended,
+        }
+        tokio::select! {
+            thrown_away = up.throw_away() => thrown_away,
+            () = async { all_heard.notified().await; tokio::time::sleep(ENDS_WITHIN).await } => Ok(()),
+        }
+    };
+    let downwards = async {
+        match down.run().await {
+            Err(Broken::From(_)) if gone.load(Ordering::Relaxed) => down.to.shutdown().await.map_err(Broken::To)?,
+            ended => ended?,
+        }
+        all_heard.notify_one();
+        Ok(())
+    };
+    tokio::try_join!(upwards, downwards).map(drop).map_err(Broken::into_error)
+}
+
+/// The end that broke.
+enum Broken {
+    From(io::Error),
+    To(io::Error),
+}
+
+impl Broken {
+    fn into_error(self) -> io::Error {
+        match self {
+            Broken::From(error) | Broken::To(error) => error,
+        }
+    }
 }
 
 /// One of the two directions.
@@ -36,7 +76,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    async fn run(mut self) -> io::Result<()> {
+    async fn run(&mut self) -> Result<(), Broken> {
         let mut full = 0;
         loop {
             match self.copy().await? {
@@ -46,28 +86,35 @@ impl Way<'_> {
             }
             if full == LONG {
                 full = 0;
-                if spliced::hand_on(&mut self).await? {
+                if spliced::hand_on(self).await? {
                     break;
                 }
             }
         }
-        self.to.shutdown().await
+        self.to.shutdown().await.map_err(Broken::To)
+    }
+
+    /// Reads to the end, for nobody.
+    async fn throw_away(&mut self) -> Result<(), Broken> {
+        let mut room = vec![0; CHUNK];
+        while self.from.read(&mut room).await.map_err(Broken::From)? > 0 {}
+        Ok(())
     }
 
     /// Copies what is there, and gives how much that was; nothing at the end.
-    async fn copy(&mut self) -> io::Result<usize> {
+    async fn copy(&mut self) -> Result<usize, Broken> {
         let (from, to) = (&mut self.from, &mut self.to);
         let (length, rest) = poll_fn(|cx| {
             let mut space = [MaybeUninit::uninit(); CHUNK];
             let mut chunk = ReadBuf::uninit(&mut space);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut chunk))?;
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut chunk)).map_err(Broken::From)?;
             let chunk = chunk.filled();
             if chunk.is_empty() {
-                return Poll::Ready(io::Result::Ok((0, Vec::new())));
+                return Poll::Ready(Ok((0, Vec::new())));
             }
             // Mostly it is taken at once: then nothing has to be kept for later.
             let taken = match Pin::new(&mut *to).poll_write(cx, chunk) {
-                Poll::Ready(taken) => taken?,
+                Poll::Ready(taken) => taken.map_err(Broken::To)?,
                 Poll::Pending => 0,
             };
             Poll::Ready(Ok((chunk.len(), chunk[taken..].to_vec())))
@@ -75,7 +122,7 @@ impl Way<'_> {
         .await?;
         let mut rest = &rest[..];
         while !rest.is_empty() {
-            let taken = within(self.patience, self.to.write(rest)).await?;
+            let taken = within(self.patience, self.to.write(rest)).await.map_err(Broken::To)?;
             rest = &rest[taken..];
         }
         Ok(length)
@@ -97,7 +144,7 @@ mod spliced {
     use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
     use tokio::io::Interest;
 
-    use super::{CHUNK, Way, within};
+    use super::{Broken, CHUNK, Way, within};
 
     /// As much as a pipe holds.
     const PIPE: usize = 64 << 10;
@@ -105,7 +152,7 @@ mod spliced {
     const SHORT: u32 = 16;
 
     /// Has the kernel hand on what comes, as long as much does; whether that was all there was.
-    pub(super) async fn hand_on(way: &mut Way<'_>) -> io::Result<bool> {
+    pub(super) async fn hand_on(way: &mut Way<'_>) -> Result<bool, Broken> {
         // Without descriptors for a pipe, it is copied.
         let Ok((out, into)) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC) else { return Ok(false) };
         let mut short = 0;
@@ -115,9 +162,9 @@ mod spliced {
                 Ok(length) => length,
                 // Where a sandbox does not let us. Nothing is in the pipe.
                 Err(error) if is_refused(&error) => return Ok(false),
-                Err(error) => return Err(error),
+                Err(error) => return Err(Broken::From(error)),
             };
-            empty(way, &out, length).await?;
+            empty(way, &out, length).await.map_err(Broken::To)?;
             short = if length < CHUNK { short + 1 } else { 0 };
         }
         Ok(false)
@@ -152,20 +199,18 @@ mod spliced {
 
 #[cfg(not(target_os = "linux"))]
 mod spliced {
-    use std::io;
-
-    use super::Way;
+    use super::{Broken, Way};
 
     /// Only Linux can.
-    pub(super) async fn hand_on(_: &mut Way<'_>) -> io::Result<bool> {
+    pub(super) async fn hand_on(_: &mut Way<'_>) -> Result<bool, Broken> {
         Ok(false)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use rustix::net::sockopt::set_socket_send_buffer_size;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
 
@@ -220,5 +265,35 @@ mod tests {
         let ((), ended) = tokio::join!(says, pumped);
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(agent);
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_still_speaks_to_an_upstream_that_is_gone_hears_all_that_it_said_before() {
+        // Little is on its way to the agent: the most of it is still to be handed on.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut agent = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut agent_side = listener.accept().await.unwrap().0;
+        set_socket_send_buffer_size(&agent_side, 4096).unwrap();
+        let (mut upstream_side, mut upstream) = pair().await;
+        let pumped =
+            tokio::spawn(async move { pump(&mut agent_side, &mut upstream_side, Duration::from_secs(60)).await });
+
+        let said: Vec<u8> = (0..10_000_u32).flat_map(u32::to_le_bytes).collect();
+        agent.write_all(b"unread").await.unwrap();
+        upstream.readable().await.unwrap();
+        upstream.write_all(&said).await.unwrap();
+        // With what it has not read, this is a reset.
+        drop(upstream);
+        for _ in 0..10 {
+            agent.write_all(&[0; CHUNK]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut heard = Vec::new();
+        let ended = agent.read_to_end(&mut heard).await;
+        assert!(ended.is_ok() && heard == said, "{} of {}, {ended:?}", heard.len(), said.len());
+        drop(agent);
+        pumped.await.unwrap().unwrap();
     }
 }
