@@ -23,8 +23,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -55,6 +55,16 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long a silent connection is left before it is asked whether somebody is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// What a server says to a client that shows no certificate, before it reads anything from it.
+const LATE_HANDSHAKE: [AlertDescription; 7] = [
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnknownCA,
+    AlertDescription::CertificateRequired,
+];
 /// How we name ourselves where a request is our own.
 const OURSELVES: &str = concat!("sidebearer/", env!("CARGO_PKG_VERSION"));
 
@@ -472,9 +482,8 @@ impl UpstreamError {
         if error.is_user() {
             return UpstreamError::RequestBody;
         }
-        // With TLS 1.3 a server says only after the handshake that it wanted a certificate of ours (RFC 8446 section 4.4.2.4).
-        if let Some(alert) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-            return UpstreamError::Tls(alert.to_string());
+        if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+            return UpstreamError::late_tls(error.to_string());
         }
         if error.is_incomplete_message()
             || error.is_canceled()
@@ -501,9 +510,18 @@ impl UpstreamError {
         match error.get_io() {
             Some(io) if is_closed(io) => UpstreamError::Closed,
             // h2 keeps the kind and the words of an error, and only TLS gives this kind.
-            Some(io) if io.kind() == std::io::ErrorKind::InvalidData => UpstreamError::Tls(io.to_string()),
+            Some(io) if io.kind() == std::io::ErrorKind::InvalidData => UpstreamError::late_tls(io.to_string()),
             _ => UpstreamError::Protocol(error.to_string()),
         }
+    }
+
+    /// TLS that fails in these words behind its handshake. There a server of TLS 1.3 may still say that it wanted a
+    /// certificate of ours (RFC 8446 section 4.4.2.4): then it has read nothing. Of any other failure that is not known.
+    fn late_tls(words: String) -> Self {
+        if LATE_HANDSHAKE.iter().any(|alert| rustls::Error::AlertReceived(*alert).to_string() == words) {
+            return UpstreamError::Tls(words);
+        }
+        UpstreamError::Protocol(format!("TLS failed: {words}"))
     }
 }
 

@@ -93,6 +93,20 @@ async fn a_required_trail_says_it_before_the_token_is_sent_and_when_it_was() {
 }
 
 #[tokio::test]
+async fn a_token_was_sent_also_where_tls_fails_behind_the_request() {
+    for protocol in ["http/1.1", "h2"] {
+        let top = "audit: {file: 'FOLDER/audit', required: true}";
+        let world = Setup::new().api_speaks(&[protocol]).top(top).start().await;
+        world.api.garbles_its_answers();
+        let reply = world.call("POST", "/me").send().await;
+        assert_eq!((reply.status, reply.code().as_str()), (502, "http_protocol_error"), "{}", reply.text());
+        assert_eq!(world.api.seen().len(), 1);
+        let lines = ended(world, &["event", "path", "sent", "outcome"]).await;
+        assert_eq!(lines, ["intent /me null null", "use /me true http_protocol_error"], "{protocol}");
+    }
+}
+
+#[tokio::test]
 async fn without_room_for_a_required_trail_no_token_is_sent_and_with_it_again_it_is() {
     let world = Setup::new().top("audit: {file: /dev/full, required: true}").start().await;
     let reply = world.get("/me").await;

@@ -57,6 +57,16 @@ async fn a_provider_that_grants_less_than_was_asked_for_is_told_of_in_the_log_an
 }
 
 #[tokio::test]
+async fn a_refresh_token_counts_as_sent_where_tls_fails_behind_it() {
+    // C14: taken back, its intent could not tell a lost rotation from a grant that ended.
+    let world = Setup::new().connected(&["default"]).start().await;
+    world.auth.garbles_its_answers();
+    assert_eq!(world.get("/me").await.code(), "token_unavailable");
+    assert_eq!(world.token_calls(), 1);
+    assert!(world.stored("default").await.unwrap().intent.is_some());
+}
+
+#[tokio::test]
 async fn a_stop_during_a_hundred_requests_and_a_renewal_loses_none() {
     // TOK-044, C11
     let mut world = Setup::new().connected(&["default"]).start().await;

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::BodyExt;
@@ -15,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
@@ -43,6 +45,7 @@ struct Inner {
     changed: Notify,
     connections: AtomicUsize,
     handshakes: AtomicUsize,
+    garbles: Arc<AtomicBool>,
 }
 
 /// What a server does when nothing is scripted.
@@ -57,6 +60,7 @@ struct State {
     /// What came behind the last request, on connections that ended.
     leftover: Vec<u8>,
     refuse: usize,
+    garble: bool,
     by_hand: Option<ByHand>,
 }
 
@@ -146,6 +150,7 @@ impl Server {
             changed: Notify::new(),
             connections: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
+            garbles: Arc::default(),
         };
         let server = Self { inner: Arc::new(inner) };
         let accepting = server.clone();
@@ -191,6 +196,11 @@ impl Server {
     /// From now on it refuses so many HTTP/2 streams unread, and then answers 200.
     pub fn refuses_streams(&self, streams: usize) {
         self.state().refuse = streams;
+    }
+
+    /// Once it has seen another request, all that it says is garbled below TLS.
+    pub fn garbles_its_answers(&self) {
+        self.state().garble = true;
     }
 
     /// From now on its connections are served by this.
@@ -241,6 +251,7 @@ impl Server {
     }
 
     async fn serve_tls(self, tls: TlsAcceptor, stream: TcpStream) {
+        let stream = Garbling { io: stream, on: self.inner.garbles.clone() };
         let Ok(stream) = tls.accept(stream).await else { return };
         self.inner.handshakes.fetch_add(1, Ordering::SeqCst);
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -385,6 +396,7 @@ impl Server {
         let mut state = self.state();
         state.seen.push(seen);
         let place = state.seen.len() - 1;
+        self.inner.garbles.store(state.garble, Ordering::SeqCst);
         drop(state);
         self.inner.changed.notify_waiters();
         place
@@ -392,6 +404,36 @@ impl Server {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that, while this is on, changes the last of the bytes that are written together: TLS's seal is broken.
+struct Garbling {
+    io: TcpStream,
+    on: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Garbling {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Garbling {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut bytes = bytes.to_vec();
+        if let Some(last) = bytes.last_mut().filter(|_| self.on.load(Ordering::SeqCst)) {
+            *last ^= 1;
+        }
+        Pin::new(&mut self.io).poll_write(cx, &bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
