@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod half;
 mod headers;
 mod intercept;
+mod linger;
 #[doc(hidden)]
 pub mod measured;
 mod missing;

@@ -6,12 +6,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::linger::Linger;
 use super::rest::Between;
 use crate::limits::Limits;
 
@@ -31,6 +32,8 @@ pub(super) struct Strict<IO> {
     body_timeout: Duration,
     /// What is waited for, and until when.
     deadline: Option<(Awaited, Pin<Box<Sleep>>)>,
+    /// Since nothing more is said to an agent that still sends.
+    linger: Option<Linger>,
 }
 
 impl<IO> Strict<IO> {
@@ -42,6 +45,7 @@ impl<IO> Strict<IO> {
             head_timeout: limits.head_timeout,
             body_timeout: limits.body_timeout,
             deadline: None,
+            linger: None,
         }
     }
 
@@ -94,7 +98,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Strict<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Strict<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -104,7 +108,14 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Strict<IO> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if !this.poisoned && !this.framing.is_in_body() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        this.linger.get_or_insert_with(Linger::new).poll(Pin::new(&mut this.io), cx)
     }
 
     fn poll_write_vectored(
@@ -221,6 +232,11 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    /// A request's body has begun, and not ended.
+    fn is_in_body(&self) -> bool {
+        matches!(self.place, Place::Length(_) | Place::ChunkSize | Place::Chunk(_) | Place::Trailer)
     }
 
     fn after_body(&self) -> Place {

@@ -153,6 +153,24 @@ async fn what_is_left_of_a_refused_requests_body_is_never_the_next_request() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_still_sending_hears_why_nobody_reads_it() {
+    // RFC 9112 section 9.6
+    let routes = "- host: api.test\n  deny: true\n- host: plain.test:80\n  plaintext: true\n  deny: true";
+    let world = Setup::new().routes(routes).start().await;
+    let secure = "POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 67108864\r\n\r\n";
+    let plain = "POST http://plain.test/ HTTP/1.1\r\nHost: plain.test\r\nContent-Length: 67108864\r\n\r\n";
+    let chunked =
+        "POST http://plain.test/ HTTP/1.1\r\nHost: plain.test\r\nTransfer-Encoding: chunked\r\n\r\n800000\r\n";
+    for (head, mut agent) in
+        [(secure, world.api_connection().await), (plain, world.connection().await), (chunked, world.connection().await)]
+    {
+        // It looks for an answer only then, and all that it sends has to be taken.
+        agent.says([head.as_bytes(), &vec![b'x'; 8 << 20]].concat()).await;
+        assert_eq!(agent.hears().await.code(), "denied");
+    }
+}
+
+#[tokio::test]
 async fn an_early_answer_of_the_api_leaves_no_request_behind() {
     // SEC-060
     let world = http1().await;
