@@ -158,7 +158,8 @@ def test_a_shut_window_keeps_little_waiting(sidebearer, servers, figure):
     grown = memory(running) - before
     figure(f"900 answers wait, grown by {grown >> 20} MiB")
     assert served == [200] * 20
-    assert grown < ROOM
+    # A window of 256 KiB for each, and the noise of an allocator.
+    assert grown < 1.5 * 900 * 256 * 1024
 
 
 def memory(running):
