@@ -48,7 +48,7 @@ fn read_by_hyper(stream: &[u8], size: usize) -> Vec<Option<u64>> {
         .max_buf_size(256 << 10)
         .serve_connection(TokioIo::new(fuzzing::strict(agent)), service)
         .with_upgrades();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _ = runtime.block_on(connection);
     drop(runtime);
     read.take()
