@@ -262,7 +262,7 @@ impl Framing {
                 self.heads += 1;
                 let head = std::mem::take(&mut self.head);
                 self.upgrade = head.upgrade;
-                Ok(head.body().unwrap_or_else(|| self.after_body()))
+                Ok(head.body()?.unwrap_or_else(|| self.after_body()))
             }
             _ => self.head.line(line).map(|()| Place::Head),
         }
@@ -316,12 +316,15 @@ impl Head {
     }
 
     /// What follows it before anything else, if something does.
-    fn body(self) -> Option<Place> {
+    fn body(self) -> Result<Option<Place>, Ambiguous> {
         match self {
-            Head { connect: true, .. } => Some(Place::Raw),
-            Head { chunked: true, .. } => Some(Place::ChunkSize),
-            Head { content_length: Some(length @ 1..), .. } => Some(Place::Length(length)),
-            _ => None,
+            Head { connect: true, chunked: false, content_length: None | Some(0), .. } => Ok(Some(Place::Raw)),
+            // A CONNECT has no content (RFC 9110 section 9.3.6): it would be the tunnel's first bytes to one reader, and a
+            // body to another.
+            Head { connect: true, .. } => Err(Ambiguous),
+            Head { chunked: true, .. } => Ok(Some(Place::ChunkSize)),
+            Head { content_length: Some(length @ 1..), .. } => Ok(Some(Place::Length(length))),
+            _ => Ok(None),
         }
     }
 }
@@ -364,6 +367,7 @@ mod tests {
             b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\na\nb\r\n0\r\nT: 1\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             b"CONNECT a:443 HTTP/1.0\r\n\r\n\x16\x03\x01\n\n\n",
+            b"CONNECT a:443 HTTP/1.1\r\nContent-Length: 0\r\n\r\n\x16\x03\x01\n\n\n",
             b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n\x81\n\n\n",
             b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{}ls\n\n",
             b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nT: 1\r\n\r\nls\n\n",
@@ -394,6 +398,8 @@ mod tests {
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0_2\r\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
             b"POST / HTTP/1.1\r\nUpgrade: tcp\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n",
+            b"CONNECT a:443 HTTP/1.1\r\nContent-Length: 2\r\n\r\n\x16\x03",
+            b"CONNECT a:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         ] {
             for step in [1, 2, 3, 7, stream.len()] {
                 assert_eq!(follow(stream, step), Err(Ambiguous), "{} by {step}", stream.escape_ascii());
