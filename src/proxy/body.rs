@@ -87,26 +87,23 @@ impl Replay {
         if live.is_end_stream() {
             return Self { kept: None };
         }
-        let (frames, read, bytes, taken) = (VecDeque::new(), 0, 0, 0);
-        let (dropped, reader, paused, current) = (None, None, None, 0);
-        let (h2, ended, broke_off, promised) = (version == Version::HTTP_2, false, false, false);
         let kept = Kept {
-            frames,
-            read,
-            bytes,
+            frames: VecDeque::new(),
+            read: 0,
+            bytes: 0,
             limit,
-            taken,
+            taken: 0,
             budget,
-            dropped,
+            dropped: None,
             live,
-            h2,
-            ended,
-            broke_off,
-            current,
-            promised,
-            reader,
+            h2: version == Version::HTTP_2,
+            ended: false,
+            broke_off: false,
+            current: 0,
+            promised: false,
+            reader: None,
             patience,
-            paused,
+            paused: None,
         };
         Self { kept: Some(Arc::new(Mutex::new(kept))) }
     }
